@@ -1,0 +1,72 @@
+"""danqing runs open image models from local weights on any PyTorch device, and proves the picture.
+
+```python
+import danqing
+
+with danqing.open("models/FLUX.1-schnell") as engine:
+    generation = engine.generate("a photo of a blue pizza", seed=42)
+generation.save("pizza.png")
+```
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from danqing.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from danqing.engine import Engine
+    from danqing.errors import DanqingError
+    from danqing.request import Generation, Picture, Request
+
+__all__ = ["DanqingError", "Engine", "Generation", "Picture", "Request", "__version__", "open"]
+
+# Imported on first use, so that `import danqing` costs next to nothing and never imports torch.
+_HOMES = {
+    "DanqingError": "danqing.errors",
+    "Engine": "danqing.engine",
+    "Generation": "danqing.request",
+    "Picture": "danqing.request",
+    "Request": "danqing.request",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        msg = f"module 'danqing' has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def open(  # noqa: A001
+    model_path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    components: Mapping[str, str | Path] | None = None,
+) -> Engine:
+    """Open a checkpoint on a device; nothing is read from the weights until the first picture.
+
+    Args:
+        model_path: a diffusers folder, a folder with the files of the BFL release, or one of these
+            files.
+        device: `auto`, `cpu`, `cuda[:i]`, `npu[:i]`, `xpu[:i]` or `mps`.
+        dtype: `auto`, `bfloat16`, `float16` or `float32`.
+        components: places of single components, by name: `{"t5": "models/t5-v1_1-xxl"}`.
+
+    Returns:
+        An engine, to be used as a context manager or closed by hand.
+
+    Raises:
+        danqing.errors.CheckpointError: the weights cannot be used; nothing was loaded.
+        danqing.errors.DeviceError: the device is not there, or does not compute in this dtype.
+        danqing.errors.DoesNotFitError: the plan does not fit in the device's memory.
+    """
+    from danqing.engine import Engine
+
+    return Engine.open(model_path, device=device, dtype=dtype, components=components)

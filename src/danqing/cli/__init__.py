@@ -1,0 +1,239 @@
+"""The command line: parse, call, print, exit code. Everything it can do, the library can do too."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from danqing.cli.options import request_options
+from danqing.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+EXIT_BUG = 1
+
+# Names may be typed with underscores or dashes: --model_path is --model-path.
+CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
+
+app = typer.Typer(
+    name="danqing",
+    help="Run open image models from local weights on any PyTorch device.",
+    context_settings=CONTEXT,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"danqing {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Print an error the way users need it, and exit with its documented code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
+        from danqing.errors import DanqingError
+
+        try:
+            command(*args, **kwargs)
+        except DanqingError as error:
+            if debug:
+                traceback.print_exc()
+            print(f"danqing: error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            if debug:
+                traceback.print_exc()
+            print("danqing: interrupted", file=sys.stderr)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            sys.stderr.close()
+            raise typer.Exit(EXIT_BUG) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:  # noqa: BLE001 - the last door: a bug must not look like a crash
+            if debug:
+                traceback.print_exc()
+            hint = "" if debug else "; --debug shows where"
+            what = f"{type(error).__name__}: {error}"
+            print(f"danqing: this is a bug in danqing: {what}{hint}", file=sys.stderr)
+            raise typer.Exit(EXIT_BUG) from None
+
+    return run
+
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+@app.command()
+@request_options
+@_guarded
+def generate(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What the pictures show.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="The same; may be repeated."),
+    ] = None,
+    prompts_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A prompt on each line, or a JSON object with a prompt and its own settings; "
+            "- reads standard input.",
+        ),
+    ] = None,
+    model_path: Annotated[
+        str | None,
+        typer.Option("--model-path", "-m", metavar="PLACE", help="Folder or file of the weights."),
+    ] = None,
+    component: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PLACE",
+            help="Take one component (t5, clip, vae, transformer, ...) from elsewhere; may be "
+            "repeated.",
+        ),
+    ] = None,
+    from_picture: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="PICTURE",
+            help="Make a picture again from the record it carries; other settings change it.",
+        ),
+    ] = None,
+    output_image: Annotated[
+        str | None,
+        typer.Option(
+            "--output-image",
+            "--output",
+            "-o",
+            metavar="NAME",
+            help="Where the picture goes: .png, .jpg or .webp; {seed}, {index} and {model} are "
+            "filled in.  [default: {model}-{seed}.png]",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing files; else the next free name.")
+    ] = False,
+    size: Annotated[
+        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Both at once: 768x512.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="auto, cpu, cuda[:i], npu[:i], xpu[:i] or mps.  [default: auto]"
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="auto, bfloat16, float16 or float32.  [default: auto]"),
+    ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Pictures of a prompt computed together; it is measured and said whether they "
+            "keep the bits they have alone.",
+        ),
+    ] = 1,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Read prompts from the terminal; the model stays loaded.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would happen; read no weights.")
+    ] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="One JSON record for each picture on standard output.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress.")] = False,
+    **settings: Any,
+) -> None:
+    """Paint pictures from prompts, from weights on this disk."""
+    from danqing.cli.generate import Job, run
+
+    run(
+        Job(
+            prompts=[*(prompts or []), *(prompt or [])],
+            prompts_file=prompts_file,
+            model_path=model_path,
+            components=component or [],
+            from_picture=from_picture,
+            output=output_image,
+            overwrite=overwrite,
+            size=size,
+            device=device,
+            dtype=dtype,
+            batch=batch,
+            loop=loop,
+            dry_run=dry_run,
+            json_lines=json_lines,
+            quiet=quiet,
+            settings={name: value for name, value in settings.items() if value is not None},
+        )
+    )
+
+
+@app.command()
+@request_options
+@_guarded
+def show(
+    picture: Annotated[str, typer.Argument(help="A picture danqing made.")],
+    json_record: JsonFlag = False,
+) -> None:
+    """Print the record a picture carries: what was asked, and what made it."""
+    from danqing.cli.show import run
+
+    run(picture, as_json=json_record)
+
+
+@app.command()
+@request_options
+@_guarded
+def doctor(json_report: JsonFlag = False) -> None:
+    """Report what this machine has, what is missing, and how to get it."""
+    from danqing.cli.doctor import run
+
+    run(as_json=json_report)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    print("danqing: terminated", file=sys.stderr)
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app()

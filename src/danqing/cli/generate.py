@@ -1,0 +1,377 @@
+"""`danqing generate`: from flags to pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danqing.cli.progress import make_listener
+from danqing.errors import CheckpointError, DanqingError, OutputError, RequestError
+from danqing.pictures import check_target, fill_template, read_record
+from danqing.request import Request, request_from_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from danqing.engine import Engine
+    from danqing.request import Listener, Picture
+
+DEFAULT_OUTPUT = "{model}-{seed}.png"
+_SIZE = re.compile(r"(\d{1,6})\s*[xX×*]\s*(\d{1,6})")  # noqa: RUF001 - people paste the real sign
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the command line asked for; None where a flag was not given."""
+
+    prompts: list[str]
+    prompts_file: str | None
+    model_path: str | None
+    components: list[str]
+    from_picture: str | None
+    output: str | None
+    overwrite: bool
+    size: str | None
+    device: str | None
+    dtype: str | None
+    batch: int
+    loop: bool
+    dry_run: bool
+    json_lines: bool
+    quiet: bool
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One request, where its pictures go, and the pixels expected of it if they are known."""
+
+    request: Request
+    output: str
+    expected_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How to open the engine."""
+
+    model_path: str
+    device: str
+    dtype: str
+    components: Mapping[str, str]
+    fingerprint: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def run(job: Job) -> None:
+    """Do the job; errors are raised, pictures finished before stay."""
+    settings = {**job.settings, **_read_size(job)}
+    opening, targets = _from_picture(job, settings) if job.from_picture else _plain(job, settings)
+    with open_engine(opening) as engine:
+        for target in targets:
+            _check_output(engine, target)
+        say = _Printer(quiet=job.quiet)
+        say.plan(engine)
+        for note in opening.notes:
+            say.note(note)
+        if job.dry_run:
+            _print_dry_run(engine, targets, as_json=job.json_lines)
+            return
+        if opening.fingerprint not in (None, engine.checkpoint.fingerprint):
+            raise CheckpointError(
+                "these are not the weights that made the picture",
+                seen=f"{engine.checkpoint.path}: fingerprint {engine.checkpoint.fingerprint[:16]}",
+                allowed=f"fingerprint {(opening.fingerprint or '')[:16]}",
+                hint="name the right ones with --model-path",
+            )
+        with make_listener(quiet=job.quiet) as listen:
+            engine.load(listen)
+            if job.loop:
+                from danqing.cli.loop import converse
+
+                converse(engine, job, settings, listen)
+            else:
+                _paint_all(engine, targets, job, say, listen)
+
+
+def open_engine(opening: Opening) -> Engine:
+    """Open the engine; imports torch."""
+    from danqing.engine import Engine
+
+    return Engine.open(
+        opening.model_path,
+        device=opening.device,
+        dtype=opening.dtype,
+        components=opening.components,
+    )
+
+
+# --- what to paint -------------------------------------------------------------------------------
+
+
+def _plain(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]]:
+    targets = list(_targets(job, settings))
+    if not targets and not job.loop:
+        raise RequestError(
+            "there is no prompt",
+            allowed="a prompt, --prompts-file, --from or --loop",
+            hint='danqing generate --model_path DIR "a photo of a blue pizza"',
+        )
+    if job.model_path is None:
+        raise RequestError(
+            "no model is named",
+            allowed="--model_path with a folder or a file of weights on this disk",
+            hint='danqing generate --model_path DIR "a photo of a blue pizza"',
+        )
+    return (
+        Opening(
+            model_path=job.model_path,
+            device=job.device or "auto",
+            dtype=job.dtype or "auto",
+            components=_components(job),
+        ),
+        targets,
+    )
+
+
+def _targets(job: Job, settings: Mapping[str, Any]) -> Iterator[Target]:
+    output = job.output or DEFAULT_OUTPUT
+    for prompt in job.prompts:
+        yield Target(request=Request(prompt=prompt, **settings), output=output)
+    if job.prompts_file is not None:
+        for number, line in read_prompts(job.prompts_file):
+            row = {**settings, **line}
+            place = row.pop("output_image", output)
+            try:
+                yield Target(request=Request(**row), output=str(place))
+            except RequestError as error:
+                error.what = f"{job.prompts_file}, line {number}: {error.what}"
+                raise
+
+
+def read_prompts(place: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield line number and settings of each line that is not blank.
+
+    A line that begins with `{` is a JSON object with at least a prompt; any other is a prompt.
+    """
+    try:
+        text = sys.stdin.read() if place == "-" else Path(place).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError("the prompts file cannot be read", seen=f"{place}: {error}") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if stripped.startswith("{"):
+            try:
+                yield number, json.loads(stripped)
+            except (ValueError, RecursionError) as error:
+                raise RequestError(
+                    f"{place}, line {number} begins like a JSON object but is none",
+                    seen=f"{stripped[:80]} ({error})",
+                ) from error
+        elif stripped:
+            yield number, {"prompt": stripped}
+
+
+def _read_size(job: Job) -> dict[str, int]:
+    if job.size is None:
+        return {}
+    match = _SIZE.fullmatch(job.size.strip())
+    if match is None:
+        raise RequestError(
+            "the size cannot be read", seen=job.size, allowed="WIDTHxHEIGHT, such as 768x512"
+        )
+    found = {"width": int(match[1]), "height": int(match[2])}
+    for name, value in found.items():
+        if job.settings.get(name, value) != value:
+            raise RequestError(
+                f"--size and --{name} contradict each other",
+                seen=f"{job.size} and {job.settings[name]}",
+            )
+    return found
+
+
+def _components(job: Job) -> dict[str, str]:
+    table = {}
+    for text in job.components:
+        name, equals, place = text.partition("=")
+        if not (name and equals and place):
+            raise RequestError(
+                "a component is named as NAME=PLACE", seen=text, allowed="t5=DIR, vae=FILE, ..."
+            )
+        table[name.strip()] = place
+    return table
+
+
+def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]]:
+    if job.prompts or job.prompts_file or job.loop:
+        raise RequestError("--from takes its prompt from the picture", hint="leave out the others")
+    record = read_record(job.from_picture or "")
+    request = request_from_record(record)
+    try:
+        origin = record["provenance"]
+        model, device, dtype = origin["model"], origin["device"]["name"], origin["dtype"]
+        place, fingerprint = model["path"], model["fingerprint"]
+        components = dict(model["components"])
+        sha256 = record["picture"]["pixels_sha256"]
+    except (KeyError, TypeError) as error:
+        raise OutputError(
+            "the picture's record is damaged", seen=f"{job.from_picture}: no {error}"
+        ) from error
+    changed = any(getattr(request, name) != value for name, value in settings.items())
+    notes: list[str] = []
+    opening = Opening(
+        model_path=job.model_path or place,
+        device=job.device or _device_or_auto(device, notes),
+        dtype=job.dtype or dtype,
+        components={**components, **_components(job)},
+        fingerprint=fingerprint,
+        notes=notes,
+    )
+    target = Target(
+        request=request.replace(**settings),
+        output=job.output or DEFAULT_OUTPUT,
+        expected_sha256=None if changed else sha256,
+    )
+    return opening, [target]
+
+
+def _device_or_auto(name: str, notes: list[str]) -> str:
+    from danqing import devices
+    from danqing.errors import DeviceError
+
+    try:
+        devices.select(name)
+    except DeviceError:
+        notes.append(f"the picture was made on {name}, which is not here: the bits may differ")
+        return "auto"
+    return name
+
+
+# --- doing it ------------------------------------------------------------------------------------
+
+
+def _check_output(engine: Engine, target: Target) -> None:
+    """Fail before the work if the request or the output name cannot be."""
+    request, _ = engine.resolve(target.request)
+    path = fill_template(target.output, seed=0, index=0, model=engine.spec.name)
+    check_target(path, pixels=(request.width or 0) * (request.height or 0))
+
+
+def _paint_all(
+    engine: Engine, targets: list[Target], job: Job, say: _Printer, listen: Listener | None
+) -> None:
+    total = sum(target.request.num_images_per_prompt for target in targets)
+    saved = 0
+    try:
+        for target in targets:
+            for picture in engine.paint(target.request, batch=job.batch, listen=listen):
+                path = save(engine, picture, target.output, overwrite=job.overwrite)
+                saved += 1
+                say.picture(picture, path, target, as_json=job.json_lines)
+    except (DanqingError, KeyboardInterrupt):
+        if total > 1:
+            print(f"danqing: {saved} of {total} pictures were saved", file=sys.stderr)
+        raise
+
+
+def save(engine: Engine, picture: Picture, output: str, *, overwrite: bool) -> Path:
+    """Write a picture under the name its template gives; return the name really used."""
+    path = fill_template(
+        output, seed=picture.request.seed, index=picture.index, model=engine.spec.name
+    )
+    return picture.save(path, overwrite=overwrite)
+
+
+def _print_dry_run(engine: Engine, targets: list[Target], *, as_json: bool) -> None:
+    for target in targets:
+        request, notes = engine.resolve(target.request)
+        row = {
+            "dry_run": True,
+            "request": request.model_dump(),
+            "output": target.output,
+            "notes": list(notes),
+            "plan": engine.plan.as_dict(),
+        }
+        if as_json:
+            print(json.dumps(row, ensure_ascii=False))
+            continue
+        print(f"would paint {describe(request)}")
+        print(f"  {request.prompt!r} -> {target.output}")
+        for note in notes:
+            print(f"  note: {note}")
+
+
+def describe(request: Request) -> str:
+    """Return a request's settings in one line."""
+    parts = [
+        f"{request.width}x{request.height}",
+        f"{request.num_inference_steps} steps",
+        f"seed {'random' if request.seed is None else request.seed}",
+    ]
+    if request.guidance_scale is not None:
+        parts.append(f"guidance {request.guidance_scale:g}")
+    if request.num_images_per_prompt > 1:
+        parts.append(f"{request.num_images_per_prompt} pictures")
+    return ", ".join(parts)
+
+
+class _Printer:
+    """What the command says besides the pictures; the plan and notes go to standard error."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self._batches_said: set[int] = set()
+
+    def plan(self, engine: Engine) -> None:
+        if self.quiet:
+            return
+        for label, text in engine.plan.lines():
+            print(f"{label:<18} {text}", file=sys.stderr)
+
+    def note(self, text: str) -> None:
+        print(f"danqing: note: {text}", file=sys.stderr)
+
+    def picture(self, picture: Picture, path: Path, target: Target, *, as_json: bool) -> None:
+        for note in picture.notes if picture.index == 0 else ():
+            self.note(note)
+        self._batch(picture.provenance.batch)
+        same = None
+        if target.expected_sha256 is not None:
+            same = picture.pixels_sha256 == target.expected_sha256
+            self.note(
+                "the same picture, bit for bit" if same else "the pixels differ from the original"
+            )
+        if as_json:
+            extra = {} if same is None else {"identical": same}
+            print(json.dumps({"file": str(path), **extra, **picture.record()}, ensure_ascii=False))
+        else:
+            print(path)
+        sys.stdout.flush()
+        if not self.quiet:
+            print(f"{path}: {describe(picture.request)}; {_costs(picture)}", file=sys.stderr)
+
+    def _batch(self, batch: Mapping[str, Any]) -> None:
+        """Say once for each size what computing together did to the bits."""
+        if "bits" not in batch or batch["size"] in self._batches_said:
+            return
+        self._batches_said.add(batch["size"])
+        difference = batch["max_pixel_difference"]
+        how = "the same bits" if not difference else f"a largest pixel difference of {difference}"
+        self.note(
+            f"batch {batch['size']} is {batch['bits']}: its last picture made alone as well "
+            f"has {how}"
+        )
+
+
+def _costs(picture: Picture) -> str:
+    parts = []
+    for cost in picture.stages:
+        if cost.name == "denoise" and cost.steps:
+            parts.append(f"denoise {cost.seconds:.2f} s ({cost.seconds / cost.steps:.3f} s/step)")
+        else:
+            parts.append(f"{cost.name} {cost.seconds:.2f} s")
+    return ", ".join(parts)

@@ -1,0 +1,71 @@
+"""Command line flags made from the fields of `Request`, so that there is one definition of both."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from danqing.request import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# The prompt has its own argument; the number of pictures has a default, which is the model's.
+_TYPES = {"height": int, "width": int, "num_inference_steps": int, "guidance_scale": float,
+          "seed": int, "num_images_per_prompt": int, "max_sequence_length": int,
+          "negative_prompt": str}  # fmt: skip
+
+
+def flags(name: str) -> list[str]:
+    """Return the flags of a setting, the full name first."""
+    extra: Any = Request.model_fields[name].json_schema_extra or {}
+    return [f"--{name.replace('_', '-')}", *extra.get("flags", [])]
+
+
+def setting_names() -> list[str]:
+    """Return the settings that are flags: all of `Request` but the prompt."""
+    return [name for name in Request.model_fields if name != "prompt"]
+
+
+def setting_type(name: str) -> type[int | float | str]:
+    """Return what the text of a setting is read as."""
+    return _TYPES[name]
+
+
+def request_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `--debug` and, in place of `**settings`, a flag for each field of `Request`."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        command(*args, **kwargs)
+
+    hints = get_type_hints(inspect.unwrap(command), include_extras=True)
+    own = inspect.signature(command).parameters.values()
+    parameters = [
+        parameter.replace(annotation=hints[parameter.name])
+        for parameter in own
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own):
+        parameters += [_parameter(name) for name in setting_names()]
+    debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+    parameters.append(_keyword("debug", debug, default=False))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    field = Request.model_fields[name]
+    metavar = {int: "N", float: "X", str: "TEXT"}[setting_type(name)]
+    option = typer.Option(*flags(name), metavar=metavar, help=field.description)
+    return _keyword(name, Annotated[setting_type(name) | None, option], default=None)
+
+
+def _keyword(name: str, annotation: Any, *, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )

@@ -1,0 +1,87 @@
+"""Progress on standard error: bars on a terminal, plain lines elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    from danqing.request import Listener, Progress
+
+PLAIN_SECONDS = 1.0
+"""Between two plain lines of the same item; its end is always shown."""
+_MIB = 2**20
+
+
+@contextlib.contextmanager
+def make_listener(*, quiet: bool) -> Iterator[Listener | None]:
+    """Yield a listener that shows progress, or None."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _bars() as bars:
+            yield _BarListener(bars)
+    else:
+        yield _PlainListener()
+
+
+def describe(progress: Progress) -> str:
+    """Return one report in words: amount, rate, time left."""
+    rate = progress.seconds / progress.done if progress.done else 0.0
+    left = rate * (progress.total - progress.done)
+    if progress.unit == "bytes":
+        amount = f"{progress.done / _MIB:.1f} of {progress.total / _MIB:.1f} MiB"
+        return f"{progress.stage} {progress.item}: {amount}, {progress.seconds:.1f} s"
+    amount = f"step {progress.done} of {progress.total}"
+    return f"{progress.stage} {progress.item}: {amount}, {rate:.3f} s/step, {left:.1f} s left"
+
+
+class _PlainListener:
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.done < progress.total and now - self._last < PLAIN_SECONDS:
+            return
+        self._last = now
+        print(describe(progress), file=sys.stderr, flush=True)
+
+
+class _BarListener:
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._tasks: dict[tuple[str, str, float], TaskID] = {}
+        self._item: tuple[str, str] | None = None
+        self._number = 0
+
+    def __call__(self, progress: Progress) -> None:
+        item = (progress.stage, progress.item)
+        if item != self._item:
+            self._item, self._number = item, self._number + 1
+        key = (*item, self._number)
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(f"{item[0]} {item[1]}", total=progress.total)
+        text = describe(progress).partition(": ")[2]
+        self._bars.update(self._tasks[key], completed=progress.done, text=text)
+        if progress.done >= progress.total:
+            self._item = None
+
+
+def _bars() -> Bars:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[text]}"),
+        console=Console(stderr=True),
+    )

@@ -1,0 +1,157 @@
+"""Huawei Ascend NPUs, through torch_npu.
+
+torch_npu is looked at in a child process first: beside a CANN that cannot be loaded, importing it
+fails in many ways (and through torch's backend autoload it breaks `import torch` itself), and none
+of them may take danqing down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from danqing.devices.accelerator import Accelerator
+from danqing.devices.base import Availability
+
+_PROBE_SECONDS = 120
+_PROBE = """
+import json, torch, torch_npu
+n = torch.npu.device_count() if torch.npu.is_available() else 0
+chips = [torch.npu.get_device_name(i) for i in range(n)]
+print("danqing:" + json.dumps({"count": n, "chips": chips}))
+"""
+_SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh, or where CANN is installed"
+
+_FAILURES = (
+    (
+        r"lib(hccl|ascendcl|acl_op_compiler|ge_runner|graph)\S*: cannot open shared object",
+        "torch_npu is installed, but CANN is not there or its environment is not set",
+        _SET_ENV,
+    ),
+    (
+        r"ERR00008|ASCEND_HOME_PATH|ASCEND_OPP_PATH",
+        "torch_npu is installed, but ASCEND_HOME_PATH points to no complete CANN",
+        _SET_ENV,
+    ),
+    (
+        r"ERR00007|Two accelerators",
+        "torch_npu cannot be used beside a CUDA build of torch",
+        "install the CPU build of the same torch version",
+    ),
+    (
+        r"undefined symbol",
+        "torch_npu does not fit this torch, or this CANN",
+        "install the torch_npu release made for this torch version",
+    ),
+    (
+        r"107001|107002|207001|drvRet|driver",
+        "the Ascend driver does not answer",
+        "check 'npu-smi info' and that this user may use /dev/davinci*",
+    ),
+)
+
+
+class Ascend(Accelerator):
+    """`npu:i`."""
+
+    family = "npu"
+
+    @classmethod
+    def availability(cls) -> Availability:
+        """Look for torch_npu, then CANN, then cards; nothing is imported here if it would fail."""
+        found = _availability()
+        if found.count:
+            importlib.import_module("torch_npu")
+        return found
+
+    @property
+    def driver(self) -> str:
+        """Version of torch_npu, which follows CANN's."""
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"torch_npu {importlib.metadata.version('torch_npu')}"
+        return ""
+
+    def prepare(self) -> None:
+        """Make it current, without just-in-time kernels and private weight formats.
+
+        Both would change what is computed: with jit_compile the weights of convolutions are cast to
+        a private layout, those of Conv3d through float16 on the way.
+        """
+        super().prepare()
+        with contextlib.suppress(AttributeError):
+            self.module.set_compile_mode(jit_compile=False)
+            self.module.config.allow_internal_format = False
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Recognise CANN's codes too."""
+        return super().is_out_of_memory(error) or bool(
+            re.search(r"\b(207001|207018)\b", str(error))
+        )
+
+
+@lru_cache(maxsize=1)
+def _availability() -> Availability:
+    cards = sorted(str(path) for path in Path("/dev").glob("davinci[0-9]*"))
+    if importlib.util.find_spec("torch_npu") is None:
+        seen = f", though there is a card ({cards[0]})" if cards else ""
+        return Availability(
+            count=0,
+            reason=f"torch_npu is not installed{seen}",
+            hint="install the torch_npu that fits the CANN of this host",
+        )
+    answer, text = _ask_child()
+    if answer is None:
+        return _explain(text)
+    if not answer["count"]:
+        visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
+        setting = f" (ASCEND_RT_VISIBLE_DEVICES={visible!r})" if visible is not None else ""
+        nodes = ", ".join(cards) if cards else "no /dev/davinci*"
+        return Availability(
+            count=0,
+            reason=f"torch_npu works, but no card is visible{setting}; {nodes}",
+            hint="check 'npu-smi info'",
+        )
+    return Availability(count=answer["count"], reason=", ".join(answer["chips"]))
+
+
+def _ask_child() -> tuple[dict[str, Any] | None, str]:
+    """Import torch_npu in a child process; return its answer, or what it said while failing."""
+    environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"torch_npu did not answer within {_PROBE_SECONDS} s"
+    for line in child.stdout.splitlines():
+        if line.startswith("danqing:"):
+            answer: dict[str, Any] = json.loads(line.removeprefix("danqing:"))
+            return answer, ""
+    return None, child.stderr or f"the process ended with status {child.returncode}"
+
+
+def _explain(text: str) -> Availability:
+    last = next((line for line in reversed(text.splitlines()) if line.strip()), text).strip()
+    for pattern, reason, hint in _FAILURES:
+        if re.search(pattern, text):
+            return Availability(count=0, reason=f"{reason} ({last[:200]})", hint=hint)
+    return Availability(
+        count=0,
+        reason=f"torch_npu is installed but fails: {last[:300]}",
+        hint="python -c 'import torch_npu' shows all of it",
+    )

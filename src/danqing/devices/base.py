@@ -1,0 +1,118 @@
+"""What torch cannot say uniformly about a device; one subclass a family, in a file of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Computes = Literal["native", "emulated", "no"]
+"""`emulated`: right but slow, by converting to float32 and back around each operation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Availability:
+    """Whether a device family can be used on this machine, and if not, exactly why not.
+
+    Attributes:
+        count: how many devices of the family there are; 0 means unavailable.
+        reason: why it is not available, or what was found.
+        hint: what would make it available.
+    """
+
+    count: int
+    reason: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Device memory in bytes."""
+
+    total_bytes: int
+    free_bytes: int
+
+
+class Device(ABC):
+    """One device that is there.
+
+    Attributes:
+        family: torch's name for the device type.
+        index: which of them.
+    """
+
+    family: ClassVar[str]
+
+    def __init__(self, index: int = 0) -> None:
+        """Choose one of the family's devices; nothing is touched yet."""
+        self.index = index
+
+    @classmethod
+    @abstractmethod
+    def availability(cls) -> Availability:
+        """Look whether the family can be used; never raises."""
+
+    @property
+    def name(self) -> str:
+        """The name a user types: `npu:0`, `cpu`."""
+        return f"{self.family}:{self.index}"
+
+    @property
+    def torch_device(self) -> torch.device:
+        """What tensors are moved to."""
+        import torch
+
+        return torch.device(self.name)
+
+    def prepare(self) -> None:  # noqa: B027 - most families need nothing
+        """Make it the current device of this thread, with the family's first-thing settings."""
+
+    @property
+    @abstractmethod
+    def chip(self) -> str:
+        """Marketing name of the chip."""
+
+    @property
+    def driver(self) -> str:
+        """Version of driver or runtime, empty if there is none."""
+        return ""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that compute, where their number can change the bits of a result."""
+        return None
+
+    @abstractmethod
+    def memory(self) -> Memory | None:
+        """Return memory in all and free, or None if it cannot be known."""
+
+    @abstractmethod
+    def computes(self, dtype: str) -> Computes:
+        """Say how the device computes in `float32`, `bfloat16` or `float16`."""
+
+    def shares_host_memory(self) -> bool:
+        """Whether weights mapped from disk can be used in place."""
+        return False
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything asked of the device is done."""
+
+    @abstractmethod
+    def reset_peak(self) -> None:
+        """Start a new measurement of peak memory."""
+
+    @abstractmethod
+    def peak_bytes(self) -> int | None:
+        """Return the most memory in use since `reset_peak`, or None if it cannot be known."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give cached memory back."""
+
+    @abstractmethod
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Tell an exhausted memory from any other failure."""

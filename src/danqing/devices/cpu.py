@@ -1,0 +1,124 @@
+"""The host's processor: always there, and the reference for every other device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from functools import lru_cache
+from pathlib import Path
+
+from danqing.devices.base import Availability, Computes, Device, Memory
+
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
+_FLOAT16_FLAGS = {"avx512_fp16", "amx_fp16", "asimdhp", "fphp"}
+_SHOWN_FLAGS = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile", "amx_int8", "sve"}
+
+
+class Cpu(Device):
+    """`cpu`."""
+
+    family = "cpu"
+
+    @classmethod
+    def availability(cls) -> Availability:
+        """A processor is always there."""
+        return Availability(count=1, reason=f"{os.cpu_count()} cores")
+
+    @property
+    def name(self) -> str:
+        """There is only one."""
+        return "cpu"
+
+    @property
+    def chip(self) -> str:
+        """Model name."""
+        return cpu_model()
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of torch's matrix products."""
+        import torch
+
+        return torch.get_num_threads()
+
+    def memory(self) -> Memory | None:
+        """Return the memory of the host, or of the container if that is smaller."""
+        return host_memory()
+
+    def computes(self, dtype: str) -> Computes:
+        """Read it off the processor's features."""
+        if dtype == "float32":
+            return "native"
+        wanted = _BFLOAT16_FLAGS if dtype == "bfloat16" else _FLOAT16_FLAGS
+        return "native" if wanted & cpu_flags() else "emulated"
+
+    def shares_host_memory(self) -> bool:
+        """Mapped weights are used where they are."""
+        return True
+
+    def synchronize(self) -> None:
+        """Nothing runs behind the program's back."""
+
+    def reset_peak(self) -> None:
+        """Reset the process's high-water mark (Linux, proc(5), clear_refs)."""
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak_bytes(self) -> int | None:
+        """Return the process's peak resident set, mapped weights included."""
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        return None
+
+    def release(self) -> None:
+        """The C library gives memory back by itself."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Recognise Python's error and that of torch's allocator."""
+        return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+@lru_cache(maxsize=1)
+def _cpuinfo() -> dict[str, str]:
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        rows = (line.partition(":") for line in lines)
+        table: dict[str, str] = {}
+        for name, _, value in rows:
+            table.setdefault(name.strip(), value.strip())
+        return table
+    return {}
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the processor's features by their names in /proc/cpuinfo (empty off Linux)."""
+    info = _cpuinfo()
+    return frozenset((info.get("flags") or info.get("Features") or "").split())
+
+
+def shown_flags() -> list[str]:
+    """Return the features that matter for the speed of a picture."""
+    return sorted(cpu_flags() & (_BFLOAT16_FLAGS | _FLOAT16_FLAGS | _SHOWN_FLAGS))
+
+
+def cpu_model() -> str:
+    """Return the processor's model name."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def host_memory() -> Memory | None:
+    """Return host memory, bounded by the limit of this control group if it has one."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        table = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        total_bytes, free_bytes = table["MemTotal"], table["MemAvailable"]
+    except (OSError, ValueError, LookupError):
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        total_bytes, free_bytes = min(total_bytes, limit), min(free_bytes, limit - used)
+    return Memory(total_bytes=total_bytes, free_bytes=max(0, free_bytes))

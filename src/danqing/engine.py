@@ -1,0 +1,493 @@
+"""The engine: opens a checkpoint on a device under a plan, and turns requests into pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import platform
+import secrets
+import sys
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danqing import devices, models, plan, weights
+from danqing.errors import BrokenPictureError, DanqingError, DoesNotFitError, RequestError
+from danqing.request import (
+    Generation,
+    Picture,
+    Progress,
+    Provenance,
+    Request,
+    StageCost,
+    StageName,
+)
+from danqing.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing_extensions import Self
+
+    import torch
+    from PIL.Image import Image
+
+    from danqing.models.base import Model, ModelSpec
+    from danqing.request import Listener
+
+RANDOM_SEED_BITS = 32
+MAX_BATCH = 64
+_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "tokenizers", "numpy", "pillow")
+
+
+class Engine:
+    """One model on one device; answers one request at a time.
+
+    Attributes:
+        checkpoint: the weights.
+        spec: which model it is and what it takes.
+        plan: what will happen, with reasons.
+    """
+
+    def __init__(
+        self,
+        checkpoint: weights.Checkpoint,
+        model: Model,
+        device: devices.Device,
+        the_plan: plan.Plan,
+    ) -> None:
+        """Keep the parts; `Engine.open` finds and checks them."""
+        self.checkpoint = checkpoint
+        self.spec: ModelSpec = model.spec
+        self.plan = the_plan
+        self._model = model
+        self._device = device
+        self._modules: dict[str, Any] = {}
+        self._batch_bits: dict[tuple[int, ...], dict[str, Any]] = {}
+
+    @classmethod
+    def open(
+        cls,
+        model_path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        components: Mapping[str, str | Path] | None = None,
+    ) -> Engine:
+        """Open a checkpoint; see `danqing.open`."""
+        checkpoint = weights.open_checkpoint(model_path, components)
+        spec = models.identify(checkpoint)
+        devices.import_torch()
+        selection = devices.select(device)
+        model = models.open_model(checkpoint, spec)
+        the_plan = plan.make_plan(checkpoint, model, spec, selection, dtype)
+        return cls(checkpoint, model, selection.device, the_plan)
+
+    def __enter__(self) -> Self:
+        """Return the engine itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Give all memory back; the engine can be used again and then loads again."""
+        self._modules.clear()
+        self.checkpoint.close()
+        self._device.release()
+
+    def resolve(self, request: Request) -> tuple[Request, tuple[str, ...]]:
+        """Fill in the model's defaults; return the request with notes for the user.
+
+        Raises:
+            RequestError: a setting cannot be, or would have no effect in this model.
+        """
+        return self.spec.resolve(request)
+
+    def load(self, listen: Listener | None = None) -> None:
+        """Read all weights now rather than at the first picture (if the plan keeps them)."""
+        if self.plan.placement == "resident":
+            self._device.prepare()
+            for stage in self._model.stages:
+                self._load_stage(stage, [], listen)
+
+    def generate(
+        self,
+        prompt: str | Request,
+        /,
+        *,
+        batch: int = 1,
+        listen: Listener | None = None,
+        **settings: Any,
+    ) -> Generation:
+        """Make the pictures of one request.
+
+        Args:
+            prompt: the prompt, or a whole request.
+            batch: pictures computed together. Together they can be faster, and can differ in the
+                last bits from what each would be alone; the first batch of a shape is measured
+                and the finding is in the provenance.
+            listen: told of progress; an exception it raises ends the work.
+            settings: any field of `Request`: `seed=42, height=512, ...`.
+
+        Returns:
+            The pictures with the resolved request.
+
+        Raises:
+            RequestError: a setting cannot be, or would have no effect in this model.
+            DoesNotFitError: the device ran out of memory.
+            BrokenPictureError: the pixels are not finite, black, or one flat colour.
+        """
+        request = prompt if isinstance(prompt, Request) else Request(prompt=prompt, **settings)
+        if isinstance(prompt, Request) and settings:
+            request = prompt.replace(**settings)
+        request = self._with_seed(request)
+        pictures = tuple(self.paint(request, batch=batch, listen=listen))
+        return Generation(pictures=pictures, request=self.resolve(request)[0])
+
+    def paint(
+        self, request: Request, *, batch: int = 1, listen: Listener | None = None
+    ) -> Iterator[Picture]:
+        """Yield the pictures of one request as they are finished; arguments as in `generate`."""
+        if not 1 <= batch <= MAX_BATCH:
+            raise RequestError("batch is out of range", seen=batch, allowed=f"1 to {MAX_BATCH}")
+        # 1. What is asked, with every default filled in.
+        request, notes = self.resolve(self._with_seed(request))
+        self._device.prepare()
+        # 2. The prompt becomes conditioning, once for all its pictures.
+        costs: list[StageCost] = []
+        conditioning, more = self._encode(request, costs, listen)
+        work = _Work(request, conditioning, notes + more, listen)
+        # 3. Noise becomes latents becomes pixels, one picture or batch after the other.
+        for first in range(0, request.num_images_per_prompt, batch):
+            indexes = range(first, min(first + batch, request.num_images_per_prompt))
+            yield from self._paint_batch(work, indexes, costs)
+            costs = [cost for cost in costs if cost.name == "encode"]
+
+    # --- stages ----------------------------------------------------------------------------------
+
+    def _encode(
+        self, request: Request, costs: list[StageCost], listen: Listener | None
+    ) -> tuple[Any, tuple[str, ...]]:
+        modules = self._load_stage("encode", costs, listen)
+        with self._stage("encode", costs, pictures=request.num_images_per_prompt):
+            conditioning, notes = self._model.encode(modules, request)
+            for name, tensor in vars(conditioning).items():
+                if not bool(tensor.isfinite().all()):
+                    raise self._not_finite("encode", name)
+        self._drop_stage("encode")
+        return conditioning, notes
+
+    def _paint_batch(
+        self, work: _Work, indexes: Sequence[int], before: Sequence[StageCost]
+    ) -> list[Picture]:
+        """Make some pictures together; `before` is what was spent on them until here."""
+        requests = [work.request.single(index) for index in indexes]
+        noise = [self._model.noise(request, request.seed or 0) for request in requests]
+        costs = list(before)
+        images = self._render(work, noise, indexes, costs)
+        bits = self._batch_finding(work, noise, images, indexes)
+        return [
+            Picture(
+                image=image,
+                request=request,
+                index=index,
+                stages=tuple(costs),
+                provenance=replace(self._origin, noise_sha256=_digest(draw), batch=bits),
+                notes=work.notes,
+            )
+            for index, request, draw, image in zip(indexes, requests, noise, images, strict=True)
+        ]
+
+    def _render(
+        self,
+        work: _Work,
+        noise: Sequence[torch.Tensor],
+        indexes: Sequence[int],
+        costs: list[StageCost],
+    ) -> list[Image]:
+        """Denoise, decode and check some pictures that are computed together."""
+        request, count = work.request, len(noise)
+        steps = request.num_inference_steps or 0
+        modules = self._load_stage("denoise", costs, work.listen)
+        with self._stage("denoise", costs, pictures=count, steps=steps):
+            watch = _StepWatch(self._device, _item(indexes), steps, work.listen)
+            latents = self._model.denoise(modules, work.conditioning, noise, request, watch)
+            if (bad := watch.first_bad_step()) is not None:
+                raise self._not_finite("denoise", f"the latents after step {bad} of {steps}")
+        self._drop_stage("denoise")
+        modules = self._load_stage("decode", costs, work.listen)
+        with self._stage("decode", costs, pictures=count):
+            pixels = self._model.decode(modules, latents, request)
+            if not bool(pixels.isfinite().all()):
+                raise self._not_finite("decode", "the pixels")
+        self._drop_stage("decode")
+        images = [_to_image(picture) for picture in pixels]
+        for image in images:
+            _check_image(image)
+        return images
+
+    @contextlib.contextmanager
+    def _stage(
+        self, name: StageName, costs: list[StageCost], *, pictures: int = 1, steps: int = 0
+    ) -> Iterator[None]:
+        """Time a stage and take its peak memory; no gradients; memory errors are translated."""
+        import torch
+
+        self._device.synchronize()
+        self._device.reset_peak()
+        start = time.perf_counter()
+        try:
+            with torch.inference_mode():
+                yield
+                self._device.synchronize()
+        except DanqingError:
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not self._device.is_out_of_memory(error):
+                raise
+            self._device.release()
+            raise DoesNotFitError(
+                f"{self._device.name} ran out of memory in {name}",
+                seen=str(error).splitlines()[0],
+                hint="a smaller picture, a smaller --batch, or a smaller --dtype",
+            ) from error
+        costs.append(
+            StageCost(
+                name=name,
+                seconds=time.perf_counter() - start,
+                peak_bytes=self._device.peak_bytes(),
+                pictures=pictures,
+                steps=steps,
+            )
+        )
+
+    def _load_stage(
+        self, stage: str, costs: list[StageCost], listen: Listener | None
+    ) -> Mapping[str, Any]:
+        """Return a stage's components, reading those that are not there."""
+        names = self._model.stages[stage]
+        absent = [name for name in names if name not in self._modules]
+        if absent:
+            with self._stage("load", costs):
+                for name in absent:
+                    self._modules[name] = self._build(name, listen)
+        return {name: self._modules[name] for name in names}
+
+    def _build(self, name: str, listen: Listener | None) -> Any:
+        total = self.checkpoint.component(name).size_bytes
+        start = time.perf_counter()
+
+        def on_bytes(done: int) -> None:
+            if listen:
+                seconds = time.perf_counter() - start
+                listen(
+                    Progress(
+                        stage="load",
+                        item=name,
+                        done=done,
+                        total=total,
+                        unit="bytes",
+                        seconds=seconds,
+                    )
+                )
+
+        dtype = next(part.dtype for part in self.plan.components if part.name == name)
+        return self._model.build(
+            name, dtype=dtype, device=self._device.torch_device, on_bytes=on_bytes
+        )
+
+    def _drop_stage(self, stage: str) -> None:
+        if self.plan.placement == "staged":
+            for name in self._model.stages[stage]:
+                self._modules.pop(name, None)
+            self._device.release()
+
+    # --- checks ----------------------------------------------------------------------------------
+
+    def _not_finite(self, stage: str, where: str) -> BrokenPictureError:
+        """Say where the numbers went wrong, and whether the weights were wrong to begin with."""
+        bad = [
+            f"{name}: {tensor}"
+            for name in self._model.stages[stage]
+            for tensor, value in self._modules[name].named_parameters()
+            if not bool(value.isfinite().all())
+        ]
+        hint = "the weights are finite: try --dtype float32"
+        if bad:
+            hint = f"the weights themselves are not finite: {bad[0]}" + (
+                f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            )
+        return BrokenPictureError(
+            f"the numbers stopped being finite in the stage {stage}",
+            seen=f"{where}, computing in {self.plan.dtype}",
+            hint=hint,
+        )
+
+    def _batch_finding(
+        self,
+        work: _Work,
+        noise: Sequence[torch.Tensor],
+        images: Sequence[Image],
+        indexes: Sequence[int],
+    ) -> dict[str, Any]:
+        """Measure, once for each shape of batch, what computing together does to the bits.
+
+        The batch's last picture is made once more, alone.
+        """
+        if len(noise) == 1:
+            return {"size": 1}
+        shape = (len(noise), work.request.height or 0, work.request.width or 0)
+        if shape not in self._batch_bits:
+            alone = self._render(replace(work, listen=None), noise[-1:], indexes[-1:], [])[0]
+            self._batch_bits[shape] = {"size": len(noise), **_difference(alone, images[-1])}
+        return self._batch_bits[shape]
+
+    # --- provenance ------------------------------------------------------------------------------
+
+    def _with_seed(self, request: Request) -> Request:
+        if request.seed is not None:
+            return request
+        return request.replace(seed=secrets.randbits(RANDOM_SEED_BITS))
+
+    @cached_property
+    def _origin(self) -> Provenance:
+        """What is the same for all pictures of this engine."""
+        model = {
+            "name": self.spec.name,
+            "family": self.spec.family,
+            "kind": self.spec.kind,
+            "title": self.spec.title,
+            "layout": self.checkpoint.layout,
+            "path": _tilde(self.checkpoint.path),
+            "components": {name: _tilde(path) for name, path in self.checkpoint.overrides.items()},
+            "fingerprint": self.checkpoint.fingerprint,
+        }
+        device = {
+            "name": self._device.name,
+            "chip": self._device.chip,
+            "driver": self._device.driver,
+            "threads": self._device.threads,
+            "reason": self.plan.device_reason,
+        }
+        return Provenance(
+            model=model,
+            device=device,
+            dtype=self.plan.dtype,
+            dtypes={part.name: part.dtype for part in self.plan.components},
+            dtype_reason=self.plan.dtype_reason,
+            attention=self.plan.attention,
+            placement=self.plan.placement,
+            versions=_versions(),
+            noise_sha256="",
+            batch={},
+        )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One request under way: resolved, its prompt encoded."""
+
+    request: Request
+    conditioning: Any
+    notes: tuple[str, ...]
+    listen: Listener | None
+
+
+class _StepWatch:
+    """Reports each denoising step, and remembers on the device whether its latents were finite."""
+
+    def __init__(
+        self, device: devices.Device, item: str, total: int, listen: Listener | None
+    ) -> None:
+        self._device = device
+        self._item = item
+        self._total = total
+        self._listen = listen
+        self._finite: list[torch.Tensor] = []
+        self._start = time.perf_counter()
+
+    def __call__(self, step: int, latents: torch.Tensor) -> None:
+        self._finite.append(latents.isfinite().all())
+        if self._listen is None:
+            return
+        self._device.synchronize()  # or the time shown would be that of asking, not of computing
+        self._listen(
+            Progress(
+                stage="denoise",
+                item=self._item,
+                done=step,
+                total=self._total,
+                unit="steps",
+                seconds=time.perf_counter() - self._start,
+            )
+        )
+
+    def first_bad_step(self) -> int | None:
+        """Return the first step after which something was not finite, counted from 1."""
+        import torch
+
+        finite = torch.stack(self._finite).tolist() if self._finite else []
+        return finite.index(False) + 1 if False in finite else None
+
+
+def _item(indexes: Sequence[int]) -> str:
+    if len(indexes) == 1:
+        return f"picture {indexes[0]}"
+    return f"pictures {indexes[0]} to {indexes[-1]}"
+
+
+def _to_image(pixels: torch.Tensor) -> Image:
+    """Turn (3, height, width) from -1..1 into 8 bits, rounded to nearest as diffusers does."""
+    from PIL import Image as Images
+
+    unit = (pixels.cpu().float() / 2 + 0.5).clamp(0, 1)
+    levels = (unit * 255).round().byte().permute(1, 2, 0).contiguous()
+    return Images.fromarray(levels.numpy())
+
+
+def _check_image(image: Image) -> None:
+    """Refuse a picture of a single colour; every stage before was finite."""
+    ranges: Any = image.getextrema()
+    if any(low != high for low, high in ranges):
+        return
+    colour = tuple(low for low, _ in ranges)
+    what = "black" if not any(colour) else "one flat colour"
+    raise BrokenPictureError(
+        f"the picture is {what}",
+        seen=f"every pixel is RGB {colour}; all stages gave finite numbers",
+        hint="the weights may be wrong for this model; or try --dtype float32",
+    )
+
+
+def _difference(alone: Image, together: Image) -> dict[str, Any]:
+    """Compare the pixels of one picture made alone and in a batch."""
+    from PIL import ImageChops
+
+    ranges: Any = ImageChops.difference(alone, together).getextrema()
+    largest = max(high for _, high in ranges)
+    return {"bits": "close" if largest else "identical", "max_pixel_difference": largest}
+
+
+def _digest(noise: torch.Tensor) -> str:
+    data = noise.numpy()
+    if sys.byteorder == "big":
+        data = data.byteswap()
+    return hashlib.sha256(data.tobytes()).hexdigest()
+
+
+def _tilde(path: Path) -> str:
+    """Shorten the home folder to `~`: a shared picture need not name its maker's account."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"danqing": __version__, "python": platform.python_version()}
+    for library in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[library] = importlib.metadata.version(library)
+    return versions

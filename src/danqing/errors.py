@@ -1,0 +1,138 @@
+"""The error tree: every error a user can meet, with its exit code and HTTP status.
+
+A message says what happened; `seen` is the value that caused it, `allowed` what would have been
+accepted, and `hint` what to do next. The command line prints all four and exits with `exit_code`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DanqingError(Exception):
+    """Something went wrong that danqing can explain.
+
+    Args:
+        what: one sentence: what happened.
+        seen: the value that caused it, as the user wrote it or as it lies on disk.
+        allowed: what would have been accepted.
+        hint: what to do next.
+    """
+
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        seen: object = None,
+        allowed: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        """Keep the parts, to be printed one to a line."""
+        super().__init__(what)
+        self.what = what
+        self.seen = None if seen is None else str(seen)
+        self.allowed = allowed
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """Return the message with all its parts, one per line."""
+        rows = [("seen", self.seen), ("allowed", self.allowed), ("hint", self.hint)]
+        return "\n".join([self.what, *(f"  {label}: {text}" for label, text in rows if text)])
+
+
+class RequestError(DanqingError):
+    """A request, or a command line, asks for something that cannot be."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class NoEffectError(RequestError):
+    """A setting was given that would change nothing in this model."""
+
+
+class CheckpointError(DanqingError):
+    """The weights on disk cannot be used."""
+
+    exit_code = 3
+    http_status = 500
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """There are no weights at the place named."""
+
+    http_status = 404
+
+
+class CheckpointIncompleteError(CheckpointError):
+    """A component, a shard or a small file is missing."""
+
+
+class CheckpointDamagedError(CheckpointError):
+    """A file is not what its name or its header promises."""
+
+
+class TensorMismatchError(CheckpointError):
+    """Tensors are missing, unexpected, or of the wrong shape."""
+
+
+class UnsafeFileError(CheckpointError):
+    """A file would run code when opened (a pickle), so it is not opened."""
+
+
+class UnknownModelError(CheckpointError):
+    """The weights are sound, but of a model danqing does not know."""
+
+
+class DeviceError(DanqingError):
+    """The device asked for cannot be used."""
+
+    exit_code = 4
+    http_status = 503
+
+
+class UnknownDeviceError(DeviceError):
+    """No such device name."""
+
+    http_status = 400
+
+
+class DeviceUnavailableError(DeviceError):
+    """The device is known, but it is not here; the message says why."""
+
+
+class DtypeError(DeviceError):
+    """The device does not compute in the dtype asked for."""
+
+    http_status = 400
+
+
+class DoesNotFitError(DanqingError):
+    """The plan, or the device while running, ran out of memory."""
+
+    exit_code = 5
+    http_status = 507
+
+
+class BrokenPictureError(DanqingError):
+    """The pixels are not a picture: not finite, black, or one flat colour."""
+
+    exit_code = 6
+    http_status = 500
+
+
+class OutputError(DanqingError):
+    """A picture cannot be written, or read back."""
+
+    exit_code = 7
+    http_status = 507
+
+
+class InstallationError(DanqingError):
+    """A library danqing needs is missing or cannot be loaded."""
+
+    exit_code = 8
+    http_status = 500

@@ -1,0 +1,44 @@
+"""Models: one row a family; which one a checkpoint is, is read from its tensors."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from danqing.errors import UnknownModelError
+
+if TYPE_CHECKING:
+    from danqing.models.base import Model, ModelSpec
+    from danqing.weights import Checkpoint
+
+__all__ = ["FAMILIES", "identify", "open_model"]
+
+FAMILIES = {"flux1": "danqing.models.flux"}
+"""Package of each family; it has `identify(checkpoint) -> ModelSpec | None`, which needs no torch,
+and `open_model(checkpoint, spec) -> Model`."""
+
+
+def identify(checkpoint: Checkpoint) -> ModelSpec:
+    """Say which model a checkpoint is.
+
+    Raises:
+        UnknownModelError: none that danqing knows.
+        danqing.errors.CheckpointIncompleteError: the component that would tell is missing.
+    """
+    for package in FAMILIES.values():
+        spec: ModelSpec | None = importlib.import_module(package).identify(checkpoint)
+        if spec is not None:
+            return spec
+    says = checkpoint.index.get("_class_name")
+    raise UnknownModelError(
+        "the weights are of a model danqing does not know",
+        seen=f"{checkpoint.path}: {says or ', '.join(checkpoint.components) or 'no components'}",
+        allowed=", ".join(FAMILIES),
+    )
+
+
+def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
+    """Return the model with its tensors' names and shapes checked; no weights are read."""
+    model: Model = importlib.import_module(FAMILIES[spec.family]).open_model(checkpoint, spec)
+    model.check()
+    return model

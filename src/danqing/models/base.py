@@ -1,0 +1,167 @@
+"""A model: one architecture as three stages, encode, denoise and decode.
+
+The stages are functions of modules and inputs; they hold no state, so that an engine can place,
+time and repeat them as it likes. `ModelSpec` is what can be said without loading anything.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from danqing.errors import NoEffectError, RequestError
+from danqing.request import allowed_range
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import torch
+
+    from danqing.request import Request
+    from danqing.weights import Checkpoint
+
+    Modules = Mapping[str, Any]
+    OnBytes = Callable[[int], None]
+    OnStep = Callable[[int, torch.Tensor], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What a model is and what it takes; known from the files' headers alone.
+
+    Attributes:
+        family: architecture.
+        kind: variant within the family, read from the weights.
+        title: how it is shown to people.
+        defaults: value of each setting that a request leaves out.
+        no_effect: settings that would change nothing, each with the reason.
+        size_multiple: height and width are multiples of it, in pixels.
+        limits: the largest value of some settings, where the model's own is below the general one.
+    """
+
+    family: str
+    kind: str
+    title: str
+    defaults: Mapping[str, Any]
+    no_effect: Mapping[str, str]
+    size_multiple: int
+    limits: Mapping[str, int]
+
+    @property
+    def name(self) -> str:
+        """Short name for files: `flux1-schnell`."""
+        return f"{self.family}-{self.kind}"
+
+    def resolve(self, request: Request) -> tuple[Request, tuple[str, ...]]:
+        """Fill in what the request leaves out, but for the seed; return it with notes for the user.
+
+        Raises:
+            NoEffectError: a setting was given that this model would ignore.
+            RequestError: a value is beyond this model's limit.
+        """
+        for name, reason in self.no_effect.items():
+            if (value := getattr(request, name)) is not None:
+                raise NoEffectError(
+                    f"{name} has no effect in {self.title}: {reason}",
+                    seen=value,
+                    hint=f"leave out --{name.replace('_', '-')}",
+                )
+        for name, limit in self.limits.items():
+            if (getattr(request, name) or 0) > limit:
+                low = (allowed_range(name) or "up to").split(" to ")[0]
+                raise RequestError(
+                    f"{name} is too large for {self.title}",
+                    seen=getattr(request, name),
+                    allowed=f"{low} to {limit}",
+                )
+        changes = {
+            name: value
+            for name, value in self.defaults.items()
+            if getattr(request, name) is None and name not in self.no_effect
+        }
+        notes = []
+        for name in ("height", "width"):
+            asked = changes.get(name, getattr(request, name))
+            multiple = self.size_multiple
+            changes[name] = max(multiple, asked // multiple * multiple)
+            if changes[name] != asked:
+                notes.append(
+                    f"{name} {asked} is no multiple of {multiple}: {changes[name]} is used"
+                )
+        return request.replace(**changes), tuple(notes)
+
+
+class Model(ABC):
+    """One opened model; its weights are read by `build`, component by component.
+
+    Attributes:
+        stages: components that each stage needs, in the order of the work.
+        spec: what it is.
+        checkpoint: where its weights are.
+    """
+
+    stages: ClassVar[Mapping[str, tuple[str, ...]]]
+
+    def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
+        """Keep what `build` needs; nothing is read."""
+        self.checkpoint = checkpoint
+        self.spec = spec
+
+    @abstractmethod
+    def check(self) -> None:
+        """Compare every tensor's name and shape with the architecture, before any is read.
+
+        Raises:
+            danqing.errors.TensorMismatchError: with what is missing, unexpected or misshapen.
+        """
+
+    @abstractmethod
+    def dtypes(self, dtype: str) -> dict[str, tuple[str, str]]:
+        """Return dtype and reason of each component when the model computes in `dtype`."""
+
+    @abstractmethod
+    def build(self, component: str, *, dtype: str, device: torch.device, on_bytes: OnBytes) -> Any:
+        """Read a component's weights and return it ready to compute.
+
+        Args:
+            component: one of those named in `stages`.
+            dtype: what it computes in.
+            device: where it is put.
+            on_bytes: told the bytes read so far.
+        """
+
+    @abstractmethod
+    def encode(self, modules: Modules, request: Request) -> tuple[Any, tuple[str, ...]]:
+        """Turn the prompt into conditioning; return it with notes for the user."""
+
+    @abstractmethod
+    def noise(self, request: Request, seed: int) -> torch.Tensor:
+        """Draw the initial latents of one picture: on the CPU, float32, from this seed alone."""
+
+    @abstractmethod
+    def denoise(
+        self,
+        modules: Modules,
+        conditioning: Any,
+        noise: Sequence[torch.Tensor],
+        request: Request,
+        on_step: OnStep,
+    ) -> torch.Tensor:
+        """Run all steps for a batch of noises; return latents, one row a picture.
+
+        Args:
+            modules: the stage's components, all on one device.
+            conditioning: from `encode`.
+            noise: from `noise`, one entry a picture; moved and cast here.
+            request: resolved.
+            on_step: called with the number of steps done and the latents after each.
+        """
+
+    @abstractmethod
+    def decode(self, modules: Modules, latents: torch.Tensor, request: Request) -> torch.Tensor:
+        """Turn latents into pixels.
+
+        Returns:
+            (pictures, 3, height, width), nominally -1 to 1, not clipped, in the VAE's dtype.
+        """

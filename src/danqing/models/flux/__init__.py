@@ -1,0 +1,124 @@
+"""FLUX.1: schnell and the guidance-distilled kinds (dev, Krea), from Black Forest Labs.
+
+Which kind it is, is read from the transformer's tensors: a dev-type has a guidance embedder.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from danqing.errors import UnknownModelError
+from danqing.models.base import ModelSpec
+
+if TYPE_CHECKING:
+    from danqing.models.base import Model
+    from danqing.weights import Checkpoint, Component
+
+FAMILY = "flux1"
+MAX_TOKENS = 512
+"""What T5 was trained with here; diffusers refuses more too."""
+
+_TELLTALES = {
+    "bfl": (
+        "img_in.weight",
+        "double_blocks.0.img_attn.qkv.weight",
+        "single_blocks.0.linear1.weight",
+    ),
+    "diffusers": (
+        "x_embedder.weight",
+        "transformer_blocks.0.attn.add_q_proj.weight",
+        "transformer_blocks.0.norm1.linear.weight",
+        "single_transformer_blocks.0.proj_mlp.weight",
+        "time_text_embed.text_embedder.linear_1.weight",
+    ),
+}
+_GUIDANCE = {
+    "bfl": "guidance_in.in_layer.weight",
+    "diffusers": "time_text_embed.guidance_embedder.linear_1.weight",
+}
+_OUTPUT = {"bfl": "final_layer.linear.weight", "diffusers": "proj_out.weight"}
+
+
+def identify(checkpoint: Checkpoint) -> ModelSpec | None:
+    """Return what a checkpoint is if it is a FLUX.1, from the names and shapes of its tensors.
+
+    Raises:
+        UnknownModelError: it is a FLUX.1 that needs a control picture or a mask.
+    """
+    transformer = checkpoint.components.get("transformer")
+    if transformer is None:
+        says = checkpoint.index.get("_class_name")
+        if says == "FluxPipeline":
+            checkpoint.component("transformer")  # raises: it is missing
+        return None
+    if not all(name in transformer.entries for name in _TELLTALES.get(transformer.style, ("",))):
+        return None
+    _refuse_conditioned(checkpoint, transformer)
+    guided = _GUIDANCE[transformer.style] in transformer.entries
+    return _spec(guided=guided, multiple=_size_multiple(checkpoint))
+
+
+def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
+    """Return the model; nothing is read from its weights yet."""
+    from danqing.models.flux.model import FluxModel
+
+    return FluxModel(checkpoint, spec)
+
+
+def _spec(*, guided: bool, multiple: int) -> ModelSpec:
+    no_effect = {
+        "negative_prompt": "FLUX.1 has no classifier-free guidance, so nothing is steered away from"
+    }
+    defaults: dict[str, Any] = {
+        "height": 1024,
+        "width": 1024,
+        "num_inference_steps": 4,
+        "max_sequence_length": 256,
+    }
+    if guided:
+        defaults |= {"num_inference_steps": 50, "max_sequence_length": 512, "guidance_scale": 3.5}
+    else:
+        no_effect["guidance_scale"] = (
+            "it is distilled to few steps without guidance (its weights have no guidance embedder)"
+        )
+    return ModelSpec(
+        family=FAMILY,
+        kind="dev" if guided else "schnell",
+        title="FLUX.1 (dev type)" if guided else "FLUX.1-schnell",
+        defaults=defaults,
+        no_effect=no_effect,
+        size_multiple=multiple,
+        limits={"max_sequence_length": MAX_TOKENS},
+    )
+
+
+def _size_multiple(checkpoint: Checkpoint) -> int:
+    """Return twice the VAE's downscaling: latents are packed in patches of 2 x 2. FLUX.1: 16."""
+    vae = checkpoint.components.get("vae")
+    if vae is None:
+        return 16
+    if vae.style == "bfl":
+        levels = len(
+            {name.split(".")[2] for name in vae.entries if name.startswith("encoder.down.")}
+        )
+    else:
+        levels = len((vae.config or {}).get("block_out_channels", range(4)))
+    return int(2 ** max(levels, 1))
+
+
+def _refuse_conditioned(checkpoint: Checkpoint, transformer: Component) -> None:
+    """Refuse the kinds whose input has more channels than their output."""
+    entry = transformer.entries[_TELLTALES[transformer.style][0]]
+    inputs = entry.shape[-1] if entry.shape else 0
+    output = transformer.entries.get(_OUTPUT[transformer.style])
+    outputs = output.shape[0] if output is not None and output.shape else inputs
+    kinds = {
+        2: "FLUX.1 Canny or Depth, which needs a control picture",
+        6: "FLUX.1 Fill, which needs a picture and a mask",
+    }
+    if outputs and inputs != outputs and (kind := kinds.get(inputs // outputs)):
+        raise UnknownModelError(
+            f"this is {kind}; danqing does not run it yet",
+            seen=f"{checkpoint.path}: {inputs} input channels",
+            allowed=f"{outputs} input channels: FLUX.1 schnell, dev, Krea",
+        )

@@ -1,0 +1,394 @@
+"""FLUX.1 as three stages, over the networks of diffusers and transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError
+from danqing.models.base import Model
+from danqing.models.flux import configs, keys, sampling
+from danqing.models.loading import (
+    Piece,
+    Row,
+    fill,
+    identity_rows,
+    match,
+    on_meta,
+    shapes_of,
+    without_message,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from danqing.models.base import ModelSpec, Modules, OnBytes, OnStep
+    from danqing.request import Request
+    from danqing.weights import Checkpoint, Component
+
+CLIP_TOKENS = 77
+ATTENTION_BACKEND = "native"
+"""diffusers' name for torch's scaled_dot_product_attention, which every device implements."""
+
+_CLIP_EXTRAS = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
+_T5_EXTRAS = ("decoder.", "lm_head.")
+_T5_TIED = ("shared.weight", "encoder.embed_tokens.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """What the prompt became.
+
+    Attributes:
+        prompt_embeds: T5's last hidden state, (1, tokens, 4096), padding included.
+        pooled_embeds: CLIP's pooled state, (1, 768).
+    """
+
+    prompt_embeds: torch.Tensor
+    pooled_embeds: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Network:
+    """How to make one of the networks: an empty module, a key map, tensors without use."""
+
+    make: Callable[[], Any]
+    rows: Callable[[Mapping[str, Any]], Iterable[Row]]
+    ignored: Callable[[str], bool] = lambda _: False
+
+
+class FluxModel(Model):
+    """A FLUX.1 of any kind and size."""
+
+    stages: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "encode": ("text_encoder", "text_encoder_2"),
+        "denoise": ("transformer",),
+        "decode": ("vae",),
+    }
+
+    def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
+        """Keep what is needed to make the networks."""
+        super().__init__(checkpoint, spec)
+        self._pieces: dict[str, dict[str, Piece]] = {}
+
+    def check(self) -> None:
+        """Compare all four networks with their files, and see that the tokenizers are there."""
+        for component in (name for names in self.stages.values() for name in names):
+            self._match(component, self._empty(component))
+        for tokenizer in ("tokenizer", "tokenizer_2"):
+            self.checkpoint.component(tokenizer)
+
+    def dtypes(self, dtype: str) -> dict[str, tuple[str, str]]:
+        """Keep in float32 what overflows in float16."""
+        reasons = dict.fromkeys((c for names in self.stages.values() for c in names), (dtype, ""))
+        if dtype == "float16":
+            reasons["vae"] = ("float32", "its activations overflow in float16")
+            reasons["text_encoder_2"] = (dtype, "but T5's wo in float32: it overflows in float16")
+        return reasons
+
+    def build(
+        self, component: str, *, dtype: str, device: torch.device, on_bytes: OnBytes
+    ) -> torch.nn.Module:
+        """Read one network's weights."""
+        module = self._empty(component)
+        pieces = self._pieces.get(component) or self._match(component, module)
+        wanted: torch.dtype = getattr(torch, dtype)
+
+        def dtype_of(name: str) -> torch.dtype:
+            keeps = component == "text_encoder_2" and ".wo." in name and wanted is torch.float16
+            return torch.float32 if keeps else wanted
+
+        fill(
+            module,
+            self.checkpoint.component(component),
+            pieces,
+            dtype_of=dtype_of,
+            device=device,
+            on_bytes=on_bytes,
+        )
+        return module
+
+    def encode(self, modules: Modules, request: Request) -> tuple[Conditioning, tuple[str, ...]]:
+        """Run CLIP for the pooled state and T5 for the sequence; padding is not masked."""
+        clip, t5 = modules["text_encoder"], modules["text_encoder_2"]
+        device = next(clip.parameters()).device
+        clip_ids = self._clip_tokenizer(
+            [request.prompt],
+            padding="max_length",
+            max_length=CLIP_TOKENS,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        t5_tokens = self._t5_tokenizer(
+            [request.prompt],
+            padding="max_length",
+            max_length=request.max_sequence_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        pooled = clip(clip_ids.to(device), output_hidden_states=False).pooler_output
+        embeds = t5(t5_tokens.input_ids.to(device), output_hidden_states=False)[0]
+        dtype = next(clip.parameters()).dtype
+        conditioning = Conditioning(prompt_embeds=embeds.to(dtype), pooled_embeds=pooled.to(dtype))
+        return conditioning, self._truncation_note(request, int(t5_tokens.attention_mask.sum()))
+
+    def noise(self, request: Request, seed: int) -> torch.Tensor:
+        """Draw (1, 16, height/8, width/8) in float32 on the CPU."""
+        height, width = self._latent_size(request)
+        return sampling.draw_noise(seed, self._latent_channels, height, width)
+
+    def denoise(
+        self,
+        modules: Modules,
+        conditioning: Conditioning,
+        noise: Sequence[torch.Tensor],
+        request: Request,
+        on_step: OnStep,
+    ) -> torch.Tensor:
+        """Integrate the flow from noise to latents with Euler steps.
+
+        Returns:
+            (pictures, 16, height/8, width/8).
+        """
+        transformer = modules["transformer"]
+        embeds, pooled = conditioning.prompt_embeds, conditioning.pooled_embeds
+        device, count = embeds.device, len(noise)
+        latents = sampling.pack(torch.cat(list(noise)).to(embeds.dtype)).to(device)
+        height, width = self._latent_size(request)
+        scheduler = self._schedule(request, tokens=latents.shape[1], device=device)
+        constant = {
+            "encoder_hidden_states": embeds.repeat(count, 1, 1),
+            "pooled_projections": pooled.repeat(count, 1),
+            "guidance": self._guidance(request, count, device),
+            "txt_ids": sampling.text_ids(embeds.shape[1], device),
+            "img_ids": sampling.image_ids(height // 2, width // 2, device),
+            "return_dict": False,
+        }
+        for step, timestep in enumerate(scheduler.timesteps, start=1):
+            time = timestep.expand(count).to(latents.dtype) / 1000
+            velocity = transformer(hidden_states=latents, timestep=time, **constant)[0]
+            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+            on_step(step, latents)
+        return sampling.unpack(latents, height, width)
+
+    def decode(self, modules: Modules, latents: torch.Tensor, request: Request) -> torch.Tensor:  # noqa: ARG002
+        """Undo the latents' scaling and run the VAE's decoder."""
+        vae = modules["vae"]
+        scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        pixels: torch.Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+        return pixels
+
+    # --- networks --------------------------------------------------------------------------------
+
+    def _empty(self, component: str) -> torch.nn.Module:
+        network = self._networks[component]
+        try:
+            module: torch.nn.Module = on_meta(network.make)
+        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+            raise CheckpointDamagedError(
+                f"the config of {component} describes no network",
+                seen=f"{self.checkpoint.component(component).folder}: {error}",
+            ) from error
+        return module
+
+    def _match(self, component: str, module: torch.nn.Module) -> dict[str, Piece]:
+        network = self._networks[component]
+        shapes = shapes_of(module)
+        part = self.checkpoint.component(component)
+        rows = network.rows(shapes)
+        self._pieces[component] = match(part, shapes, rows, ignored=network.ignored)
+        return self._pieces[component]
+
+    @cached_property
+    def _networks(self) -> Mapping[str, _Network]:
+        part = self.checkpoint.component
+        return {
+            "text_encoder": _Network(
+                partial(_make_clip, _config(part("text_encoder"))),
+                partial(_clip_rows, part("text_encoder")),
+                _is_clip_extra,
+            ),
+            "text_encoder_2": _Network(
+                partial(_make_t5, _config(part("text_encoder_2"))),
+                partial(_t5_rows, part("text_encoder_2")),
+                _is_t5_extra,
+            ),
+            "transformer": _Network(
+                partial(_make_transformer, self._transformer_config), self._transformer_rows
+            ),
+            "vae": _Network(partial(_make_vae, self._vae_config), self._vae_rows),
+        }
+
+    @cached_property
+    def _transformer_config(self) -> Mapping[str, Any]:
+        part = self.checkpoint.component("transformer")
+        return configs.transformer_config(part) if part.style == "bfl" else _config(part)
+
+    @cached_property
+    def _vae_config(self) -> Mapping[str, Any]:
+        part = self.checkpoint.component("vae")
+        return configs.vae_config(part) if part.style == "bfl" else _config(part)
+
+    def _transformer_rows(self, shapes: Mapping[str, Any]) -> Iterable[Row]:
+        part, config = self.checkpoint.component("transformer"), self._transformer_config
+        if part.style != "bfl":
+            return identity_rows(shapes)
+        return keys.transformer_rows(
+            double=config["num_layers"],
+            single=config["num_single_layers"],
+            guided=config["guidance_embeds"],
+        )
+
+    def _vae_rows(self, shapes: Mapping[str, Any]) -> Iterable[Row]:
+        part, config = self.checkpoint.component("vae"), self._vae_config
+        if part.style != "bfl":
+            return identity_rows(shapes)
+        return keys.vae_rows(
+            levels=len(config["block_out_channels"]),
+            blocks=config["layers_per_block"],
+            shortcuts=configs.shortcuts(part),
+        )
+
+    # --- schedule and sizes ----------------------------------------------------------------------
+
+    def _schedule(self, request: Request, *, tokens: int, device: torch.device) -> Any:
+        """Return a scheduler ready for this request; a fresh one, because it keeps state."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._schedule_config)
+        config = scheduler.config
+        mu = sampling.resolution_shift(
+            tokens,
+            base_tokens=config.base_image_seq_len,
+            max_tokens=config.max_image_seq_len,
+            base_shift=config.base_shift,
+            max_shift=config.max_shift,
+        )
+        steps = request.num_inference_steps or 1
+        scheduler.set_timesteps(sigmas=sampling.base_sigmas(steps), mu=mu, device=device)
+        scheduler.set_begin_index(0)
+        return scheduler
+
+    @cached_property
+    def _schedule_config(self) -> dict[str, Any]:
+        scheduler = self.checkpoint.components.get("scheduler")
+        if scheduler is None or scheduler.config is None:
+            return configs.schedule_config(guided=self.spec.kind == "dev")
+        return dict(scheduler.config)
+
+    def _guidance(self, request: Request, count: int, device: torch.device) -> torch.Tensor | None:
+        if request.guidance_scale is None:
+            return None
+        return torch.full((count,), request.guidance_scale, dtype=torch.float32, device=device)
+
+    @property
+    def _latent_channels(self) -> int:
+        return int(self._transformer_config["in_channels"]) // (sampling.PATCH**2)
+
+    def _latent_size(self, request: Request) -> tuple[int, int]:
+        per_pixel = self.spec.size_multiple // sampling.PATCH
+        return (request.height or 0) // per_pixel, (request.width or 0) // per_pixel
+
+    # --- text ------------------------------------------------------------------------------------
+
+    @cached_property
+    def _clip_tokenizer(self) -> Any:
+        from transformers import CLIPTokenizer
+
+        return _tokenizer(CLIPTokenizer, self.checkpoint.component("tokenizer"))
+
+    @cached_property
+    def _t5_tokenizer(self) -> Any:
+        from transformers import T5TokenizerFast
+
+        return _tokenizer(T5TokenizerFast, self.checkpoint.component("tokenizer_2"))
+
+    def _truncation_note(self, request: Request, used: int) -> tuple[str, ...]:
+        limit = request.max_sequence_length or 0
+        if used < limit:
+            return ()
+        ids = self._t5_tokenizer(request.prompt, truncation=False, verbose=False).input_ids
+        if len(ids) <= limit:
+            return ()
+        lost = self._t5_tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True)
+        return (
+            f"the prompt has {len(ids)} tokens and only {limit} are read; not read: {lost[:200]!r}",
+        )
+
+
+def _config(component: Component) -> Mapping[str, Any]:
+    if component.config is None:
+        raise CheckpointIncompleteError(
+            f"the {component.name} has no config.json", seen=component.folder
+        )
+    return component.config
+
+
+def _tokenizer(kind: Any, component: Component) -> Any:
+    try:
+        return kind.from_pretrained(component.folder, local_files_only=True)
+    except Exception as error:  # the libraries raise whatever their parsers raise
+        first = (str(error).splitlines() or [""])[0]
+        raise CheckpointDamagedError(
+            f"the {component.name} cannot be loaded",
+            seen=f"{component.folder}: {type(error).__name__}: {first[:200]}",
+            hint="its vocabulary files are missing or damaged, or of a newer transformers version",
+        ) from error
+
+
+def _make_clip(config: Mapping[str, Any]) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    inner = config.get("text_config") if config.get("model_type") == "clip" else None
+    return CLIPTextModel(CLIPTextConfig.from_dict(dict(inner or config)))
+
+
+def _make_t5(config: Mapping[str, Any]) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(T5Config.from_dict(dict(config)))
+
+
+def _make_transformer(config: Mapping[str, Any]) -> Any:
+    from diffusers import FluxTransformer2DModel
+
+    transformer = FluxTransformer2DModel.from_config(dict(config))
+    with without_message(
+        "diffusers.models.modeling_utils", "Attention backends are an experimental"
+    ):
+        transformer.set_attention_backend(ATTENTION_BACKEND)
+    return transformer
+
+
+def _make_vae(config: Mapping[str, Any]) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_config(dict(config))
+
+
+def _clip_rows(component: Component, shapes: Mapping[str, Any]) -> list[Row]:
+    """Match names with or without `text_model.`: transformers dropped the prefix in 5.6."""
+    prefix = "text_model."
+    prefixed = any(name.startswith(prefix) for name in component.entries)
+    rows = []
+    for name in shapes:
+        bare = name.removeprefix(prefix)
+        rows.append(Row(prefix + bare if prefixed else bare, (name,)))
+    return rows
+
+
+def _t5_rows(component: Component, shapes: Mapping[str, Any]) -> list[Row]:
+    """Match names; files keep the tied embedding under one name, the other, or both."""
+    held = next((name for name in _T5_TIED if name in component.entries), _T5_TIED[0])
+    return [Row(held if name in _T5_TIED else name, (name,)) for name in shapes]
+
+
+def _is_clip_extra(name: str) -> bool:
+    return name.startswith(_CLIP_EXTRAS) or name.endswith("position_ids")
+
+
+def _is_t5_extra(name: str) -> bool:
+    return name.startswith(_T5_EXTRAS) or name in _T5_TIED

@@ -1,0 +1,99 @@
+"""FLUX.1's sampling mathematics as plain functions: packing, position ids, noise, sigmas.
+
+Source of the formulas: Black Forest Labs, flux/sampling.py, and diffusers' FluxPipeline, with which
+these agree.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+PATCH = 2
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """Cut latents into patches of 2 x 2.
+
+    Args:
+        latents: (batch, channels, height, width), height and width even.
+
+    Returns:
+        (batch, height/2 * width/2, channels * 4), channels in the order (channel, row, column).
+    """
+    batch, channels, height, width = latents.shape
+    patches = latents.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PATCH * PATCH)
+
+
+def unpack(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Undo `pack`.
+
+    Args:
+        tokens: (batch, height/2 * width/2, channels * 4).
+        height: of the latents.
+        width: of the latents.
+
+    Returns:
+        (batch, channels, height, width).
+    """
+    batch, _, depth = tokens.shape
+    channels = depth // (PATCH * PATCH)
+    patches = tokens.reshape(batch, height // PATCH, width // PATCH, channels, PATCH, PATCH)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
+
+
+def image_ids(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    """Return the position of each patch: (rows * columns, 3) float32, columns (0, row, column).
+
+    Always float32: bfloat16 cannot tell rows above 256 apart.
+    """
+    ids = torch.zeros(rows, columns, 3, dtype=torch.float32)
+    ids[..., 1] = torch.arange(rows)[:, None]
+    ids[..., 2] = torch.arange(columns)[None, :]
+    return ids.reshape(rows * columns, 3).to(device)
+
+
+def text_ids(tokens: int, device: torch.device) -> torch.Tensor:
+    """Return the position of each text token: (tokens, 3) float32, all zero."""
+    return torch.zeros(tokens, 3, dtype=torch.float32, device=device)
+
+
+def draw_noise(seed: int, channels: int, height: int, width: int) -> torch.Tensor:
+    """Draw the initial latents of one picture.
+
+    On the CPU and in float32 always, so that a seed means the same noise on every device and in
+    every dtype.
+
+    Args:
+        seed: of PyTorch's CPU generator.
+        channels: of the latents.
+        height: of the latents.
+        width: of the latents.
+
+    Returns:
+        (1, channels, height, width) float32.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn((1, channels, height, width), generator=generator, dtype=torch.float32)
+
+
+def resolution_shift(
+    tokens: int,
+    *,
+    base_tokens: int = 256,
+    max_tokens: int = 4096,
+    base_shift: float = 0.5,
+    max_shift: float = 1.15,
+) -> float:
+    """Return mu, the shift of the schedule for pictures of this many tokens.
+
+    The line through (256 tokens, 0.5) and (4096 tokens, 1.15), not bounded beyond them.
+    """
+    slope = (max_shift - base_shift) / (max_tokens - base_tokens)
+    return tokens * slope + (base_shift - slope * base_tokens)
+
+
+def base_sigmas(steps: int) -> list[float]:
+    """Return the unshifted noise levels at which the model is asked: 1 down to 1/steps."""
+    return [float(sigma) for sigma in np.linspace(1.0, 1 / steps, steps)]

@@ -1,0 +1,226 @@
+"""From tensors on disk to a module: strict, lazy, mapped where the dtype stays.
+
+Key maps are data: a `Row` says which tensor of the file holds which tensors of the module. The
+same rows are used to load and to write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from danqing.errors import TensorMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from danqing.weights import Component
+
+Change = Literal["", "swap_halves", "conv_to_linear"]
+"""`swap_halves`: the two halves of the rows change places. `conv_to_linear`: (O, I, 1, 1) is
+(O, I)."""
+
+SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tensor of a file and the tensors of the module it is cut into along its rows."""
+
+    source: str
+    targets: tuple[str, ...]
+    change: Change = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Where one tensor of the module comes from: rows `start` to `stop` of a source."""
+
+    source: str
+    start: int
+    stop: int
+    change: Change
+
+
+def identity_rows(targets: Iterable[str]) -> list[Row]:
+    """Return rows for a file that uses the module's own names."""
+    return [Row(name, (name,)) for name in targets]
+
+
+def match(
+    component: Component,
+    shapes: Mapping[str, tuple[int, ...]],
+    rows: Iterable[Row],
+    *,
+    ignored: Callable[[str], bool] = lambda _: False,
+) -> dict[str, Piece]:
+    """Compare a file's tensors with a module's, and return where each of the module's comes from.
+
+    Args:
+        component: the weights.
+        shapes: of the module's tensors.
+        rows: the key map.
+        ignored: tensors known to be of no use to this module.
+
+    Raises:
+        TensorMismatchError: listing everything missing, unexpected and misshapen.
+    """
+    rows = list(rows)
+    held = component.entries
+    sources = {row.source for row in rows}
+    missing = sorted(sources - held.keys())
+    unexpected = sorted(name for name in held.keys() - sources if not ignored(name))
+    pieces: dict[str, Piece] = {}
+    misshapen = []
+    for row in rows:
+        if row.source not in held:
+            continue
+        start = 0
+        for target in row.targets:
+            stop = start + (shapes[target][0] if shapes[target] else 1)
+            pieces[target] = Piece(row.source, start, stop, row.change)
+            start = stop
+        wanted = _wanted_shape(row, shapes)
+        if held[row.source].shape != wanted:
+            misshapen.append(f"{row.source} is {held[row.source].shape}, not {wanted}")
+    if missing or unexpected or misshapen:
+        raise _mismatch(component, missing, unexpected, misshapen)
+    return pieces
+
+
+def _wanted_shape(row: Row, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    first = shapes[row.targets[0]]
+    if not first:
+        return first
+    rows = sum(shapes[target][0] for target in row.targets)
+    tail = (1, 1) if row.change == "conv_to_linear" else ()
+    return (rows, *first[1:], *tail)
+
+
+def _mismatch(
+    component: Component, missing: list[str], unexpected: list[str], misshapen: list[str]
+) -> TensorMismatchError:
+    lists = {"missing": missing, "unexpected": unexpected, "of the wrong shape": misshapen}
+    seen = []
+    for what, names in lists.items():
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            seen.append(f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
+    place = component.files[0].parent if component.files else component.folder
+    return TensorMismatchError(
+        f"the tensors of {component.name} are not those of its architecture",
+        seen=f"{place}: " + "; ".join(seen),
+        hint="the files are of another model, of another version of it, or not complete",
+    )
+
+
+def fill(
+    module: torch.nn.Module,
+    component: Component,
+    pieces: Mapping[str, Piece],
+    *,
+    dtype_of: Callable[[str], torch.dtype],
+    device: torch.device,
+    on_bytes: Callable[[int], None],
+) -> None:
+    """Put a component's tensors into a module that was built on the meta device.
+
+    On a CPU, a tensor whose dtype stays is not copied: it stays mapped from disk.
+
+    Args:
+        module: on the meta device; afterwards on `device`.
+        component: the weights.
+        pieces: from `match`.
+        dtype_of: the dtype wanted for each of the module's tensors.
+        device: where they go.
+        on_bytes: told the bytes of the file done so far.
+    """
+    done = 0
+    tensors: dict[str, torch.Tensor] = {}
+    tied: dict[tuple[Piece, torch.dtype], torch.Tensor] = {}
+    for target, piece in pieces.items():
+        key = (piece, dtype_of(target))
+        if key not in tied:
+            tensor = cut(component.read(piece.source), piece)
+            done += tensor.nbytes
+            tied[key] = tensor.to(dtype_of(target)).to(device)
+        tensors[target] = tied[key]
+        on_bytes(done)
+    with warnings.catch_warnings():
+        # torch warns that a mapped tensor's file is read-only; nothing here writes to weights.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        module.load_state_dict(tensors, strict=True, assign=True)
+    _compute_buffers(module, device)
+    module.requires_grad_(requires_grad=False).eval()
+
+
+def _compute_buffers(module: torch.nn.Module, device: torch.device) -> None:
+    """Make the buffers that no file keeps, which the meta device left empty."""
+    for name, buffer in list(module.named_buffers()):
+        if not buffer.is_meta:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        if leaf != "position_ids":
+            msg = f"no rule for the buffer {name}"
+            raise RuntimeError(msg)
+        ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+        module.get_submodule(owner).register_buffer(leaf, ids, persistent=False)
+
+
+def cut(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """Return a piece of a source tensor, changed as its row says."""
+    if tensor.ndim and (piece.start, piece.stop) != (0, tensor.shape[0]):
+        tensor = tensor[piece.start : piece.stop]
+    if piece.change == "swap_halves":
+        first, second = tensor.chunk(2)
+        return torch.cat([second, first])
+    if piece.change == "conv_to_linear":
+        return tensor[:, :, 0, 0]
+    return tensor
+
+
+def join(row: Row, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Undo `cut` for a whole row: return the source tensor made of the module's tensors."""
+    tensor = (
+        torch.cat([tensors[target] for target in row.targets])
+        if len(row.targets) > 1
+        else (tensors[row.targets[0]])
+    )
+    if row.change == "swap_halves":
+        first, second = tensor.chunk(2)
+        return torch.cat([second, first])
+    if row.change == "conv_to_linear":
+        return tensor[:, :, None, None]
+    return tensor
+
+
+def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor a module keeps."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def on_meta(make: Callable[[], Any]) -> Any:
+    """Build a module without memory for its weights."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # initialisers complain about tensors without data
+        return make()
+
+
+@contextlib.contextmanager
+def without_message(logger: str, start: str) -> Iterator[None]:
+    """Keep one library message, known by its beginning, from being shown."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(start)
+
+    chosen = logging.getLogger(logger)
+    chosen.addFilter(keep)
+    try:
+        yield
+    finally:
+        chosen.removeFilter(keep)

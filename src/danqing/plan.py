@@ -1,0 +1,216 @@
+"""What will happen, decided before it does: device, dtypes, placement, bytes, and the reasons."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from danqing.errors import DoesNotFitError, DtypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from danqing.devices import Device, Selection
+    from danqing.models.base import Model, ModelSpec
+    from danqing.weights import Checkpoint
+
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Dtypes a model can compute in, and their bytes."""
+GIB = 2**30
+RESERVE = 0.1
+"""Share of the free memory that is left for activations; the plan counts weights only."""
+
+Placement = Literal["resident", "staged"]
+"""`resident`: everything stays on the device. `staged`: each stage's components are read when it
+begins and dropped when it ends, for every picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedComponent:
+    """One component's part of the plan; `mapped` weights are used where they lie on disk."""
+
+    name: str
+    stored: str
+    dtype: str
+    bytes: int
+    mapped: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The decisions and their reasons; the engine follows it to the letter."""
+
+    title: str
+    layout: str
+    path: str
+    device: str
+    chip: str
+    device_reason: str
+    dtype: str
+    dtype_reason: str
+    attention: str
+    placement: Placement
+    placement_reason: str
+    components: tuple[PlannedComponent, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights in the dtypes they compute in."""
+        return sum(part.bytes for part in self.components)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON types."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Yield the plan as labelled lines for people."""
+        yield "model", f"{self.title}, {self.layout}, {self.path}"
+        yield "device", f"{self.device} ({self.chip}); {self.device_reason}"
+        yield "dtype", f"{self.dtype}: {self.dtype_reason}"
+        yield "attention", self.attention
+        yield "placement", f"{self.placement}: {self.placement_reason}"
+        for part in self.components:
+            how = "mapped from disk" if part.mapped else "in memory"
+            reason = f"; {part.reason}" if part.reason else ""
+            yield f"  {part.name}", f"{size(part.bytes)} {part.dtype}, {how}{reason}"
+
+
+def size(count: int) -> str:
+    """Return bytes for people, in binary units."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:  # noqa: PLR2004
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count = count / 1024  # type: ignore[assignment]
+    return f"{count:.2f} GiB"
+
+
+def make_plan(
+    checkpoint: Checkpoint, model: Model, spec: ModelSpec, selection: Selection, dtype: str
+) -> Plan:
+    """Decide how a model runs on a device.
+
+    Args:
+        checkpoint: the weights.
+        model: its stages say which components are needed together.
+        spec: what the model is.
+        selection: the device.
+        dtype: `auto`, or one of `DTYPES`.
+
+    Raises:
+        DtypeError: the device does not compute in this dtype.
+        DoesNotFitError: the weights do not fit, not even stage by stage.
+    """
+    device = selection.device
+    chosen, why = _choose_dtype(checkpoint, model, device, dtype)
+    components = tuple(_components(checkpoint, model, device, chosen))
+    placement, placement_why = _place(components, model, device)
+    return Plan(
+        title=spec.title,
+        layout=checkpoint.layout,
+        path=str(checkpoint.path),
+        device=device.name,
+        chip=device.chip,
+        device_reason=selection.reason,
+        dtype=chosen,
+        dtype_reason=why,
+        attention="scaled_dot_product_attention of torch, without mask",
+        placement=placement,
+        placement_reason=placement_why,
+        components=components,
+    )
+
+
+def _choose_dtype(
+    checkpoint: Checkpoint, model: Model, device: Device, dtype: str
+) -> tuple[str, str]:
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise DtypeError(
+                "there is no such dtype", seen=dtype, allowed=f"auto, {', '.join(DTYPES)}"
+            )
+        how = device.computes(dtype)
+        if how == "no":
+            able = [name for name in DTYPES if device.computes(name) != "no"]
+            raise DtypeError(
+                f"{device.name} ({device.chip}) does not compute in {dtype}",
+                seen=dtype,
+                allowed=", ".join(able),
+            )
+        return dtype, "asked for" + (
+            ", though it is emulated here: slow" if how != "native" else ""
+        )
+    stored = checkpoint.component("transformer").dtype
+    if stored in DTYPES and device.computes(stored) == "native":
+        return stored, f"the transformer is stored so, and {device.name} computes in it"
+    return _second_choice(stored, checkpoint, model, device)
+
+
+def _second_choice(
+    stored: str, checkpoint: Checkpoint, model: Model, device: Device
+) -> tuple[str, str]:
+    """Choose when the stored dtype is none the device computes in: a wider one if it fits."""
+    because = f"stored in {stored}, which {device.name} does not compute natively"
+    wide = sum(part.bytes for part in _components(checkpoint, model, device, "float32"))
+    memory = device.memory()
+    if device.shares_host_memory():
+        if memory is None or wide < memory.free_bytes * (1 - RESERVE):
+            return "float32", f"{because}; float32 loses nothing and fits"
+        if stored in DTYPES and device.computes(stored) != "no":
+            return stored, f"{because}, but float32 ({size(wide)}) does not fit; emulated, slow"
+    for name in ("bfloat16", "float16", "float32"):
+        if device.computes(name) == "native":
+            return name, because
+    return "float32", because
+
+
+def _components(
+    checkpoint: Checkpoint, model: Model, device: Device, dtype: str
+) -> Iterator[PlannedComponent]:
+    for name, (wanted, reason) in model.dtypes(dtype).items():
+        part = checkpoint.component(name)
+        elements = sum(_elements(entry.shape) for entry in part.entries.values())
+        yield PlannedComponent(
+            name=name,
+            stored=part.dtype,
+            dtype=wanted,
+            bytes=elements * DTYPES[wanted],
+            mapped=device.shares_host_memory() and part.dtype == wanted,
+            reason=reason,
+        )
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def _place(
+    components: tuple[PlannedComponent, ...], model: Model, device: Device
+) -> tuple[Placement, str]:
+    """Keep everything on the device if it fits, else one stage at a time, else refuse."""
+    memory = device.memory()
+    taken = {part.name: 0 if part.mapped else part.bytes for part in components}
+    total = sum(taken.values())
+    if memory is None:
+        return "resident", f"{size(total)} of weights; the device does not say what is free"
+    usable = int(memory.free_bytes * (1 - RESERVE))
+    free = f"{size(memory.free_bytes)} free, a tenth of it kept for activations"
+    if total <= usable:
+        return "resident", f"{size(total)} of weights in memory, {free}"
+    stages = {stage: sum(taken[name] for name in names) for stage, names in model.stages.items()}
+    largest = max(stages, key=lambda stage: stages[stage])
+    if stages[largest] <= usable:
+        return "staged", (
+            f"{size(total)} of weights do not fit ({free}); "
+            f"the largest stage, {largest}, takes {size(stages[largest])}"
+        )
+    raise DoesNotFitError(
+        f"the weights do not fit on {device.name}",
+        seen=f"{size(stages[largest])} for the stage {largest}",
+        allowed=f"{size(usable)} ({free})",
+        hint="a smaller dtype, or a device with more memory",
+    )

@@ -1,0 +1,378 @@
+"""What is asked (`Request`) and what comes out (`Generation`); no torch here.
+
+`Request` is the one definition of a picture's settings: the command line's flags, the JSON lines
+of a prompts file and the reference in the docs are made from its fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import unicodedata
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from danqing.errors import RequestError
+from danqing.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from PIL.Image import Image
+    from pydantic_core import ErrorDetails
+
+MAX_PROMPT_CHARACTERS = 8000
+"""Sixteen times what the longest text encoder reads (512 tokens); more is a mistaken file."""
+MAX_SEED = 2**64 - 1
+"""The largest seed a PyTorch CPU generator takes."""
+MAX_SIDE = 16384
+"""Pixels; beyond it the noise alone is larger than a GiB."""
+RECORD_SCHEMA = 1
+
+StageName = Literal["load", "encode", "denoise", "decode"]
+
+
+class Request(BaseModel):
+    """One prompt and its settings; what is left out (`None`) takes the model's own default.
+
+    Frozen and validated once. Names are diffusers' names.
+
+    Raises:
+        danqing.errors.RequestError: on any value that no model could use.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    prompt: str = Field(description="What the picture shows.")
+    negative_prompt: str | None = Field(
+        default=None, description="What to keep out, in models with classifier-free guidance."
+    )
+    height: Annotated[int, Field(ge=8, le=MAX_SIDE)] | None = Field(
+        default=None, description="Height in pixels."
+    )
+    width: Annotated[int, Field(ge=8, le=MAX_SIDE)] | None = Field(
+        default=None, description="Width in pixels."
+    )
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        default=None,
+        description="Denoising steps.",
+        json_schema_extra={"flags": ["--steps"]},
+    )
+    guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="How strongly the prompt guides, where the model has guidance.",
+        json_schema_extra={"flags": ["--guidance"]},
+    )
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+        default=None,
+        description="Seed of the first picture's noise; picture k has seed + k. "
+        "Left out: a random one, which is printed and recorded.",
+    )
+    num_images_per_prompt: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1,
+        description="Pictures of this prompt.",
+        json_schema_extra={"flags": ["--num-images"]},
+    )
+    max_sequence_length: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="Tokens of the prompt that the text encoder reads."
+    )
+
+    def __init__(self, **settings: Any) -> None:
+        """Validate the settings; any fault is a `RequestError`."""
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise _explain(error.errors(include_url=False)) from error
+
+    @model_validator(mode="after")
+    def _check(self) -> Request:
+        _check_text("prompt", self.prompt)
+        if self.negative_prompt is not None:
+            _check_text("negative_prompt", self.negative_prompt, empty_is_fine=True)
+        if self.seed is not None and self.seed + self.num_images_per_prompt - 1 > MAX_SEED:
+            raise RequestError(
+                "the last picture's seed (seed + number of pictures - 1) is too large",
+                seen=self.seed + self.num_images_per_prompt - 1,
+                allowed=f"0 to {MAX_SEED}",
+            )
+        return self
+
+    def replace(self, **changes: Any) -> Request:
+        """Return a copy with some settings changed, validated again."""
+        return Request(**{**self.model_dump(), **changes})
+
+    def single(self, index: int) -> Request:
+        """Return the request for picture `index` alone; its seed must be known."""
+        if self.seed is None:
+            raise RequestError("the request has no seed yet", hint="resolve it first")
+        return self.replace(seed=self.seed + index, num_images_per_prompt=1)
+
+
+def _check_text(name: str, text: str, *, empty_is_fine: bool = False) -> None:
+    if not text.strip() and not empty_is_fine:
+        raise RequestError(
+            f"{name} is empty",
+            seen=repr(text),
+            allowed=f"1 to {MAX_PROMPT_CHARACTERS} characters that are not all blank",
+        )
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise RequestError(
+            f"{name} is too long",
+            seen=f"{len(text)} characters, {len(text.split())} words",
+            allowed=f"at most {MAX_PROMPT_CHARACTERS} characters",
+            hint="text encoders read a few hundred words at most; for one prompt per line of a "
+            "file use --prompts-file",
+        )
+    for place, letter in enumerate(text):
+        if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t":
+            raise RequestError(
+                f"{name} has a character that is no text",
+                seen=f"U+{ord(letter):04X} at position {place}",
+                allowed="any printable text, emoji included, with tabs and line breaks",
+            )
+
+
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "less_than_equal": ("at most", "le"),
+}
+
+
+def _explain(faults: Sequence[ErrorDetails]) -> RequestError:
+    """Turn pydantic's list of faults into one error, in the user's words."""
+    fault = faults[0]
+    name = ".".join(str(part) for part in fault["loc"] if part != "function-after[_check()")
+    seen = repr(fault.get("input"))[:80]
+    kind = fault["type"]
+    if kind == "extra_forbidden":
+        return RequestError(
+            f"unknown setting {name!r}", seen=name, allowed=", ".join(Request.model_fields)
+        )
+    if kind == "missing":
+        return RequestError(f"{name} is missing", allowed="every request has a prompt")
+    if kind in _BOUNDS:
+        return RequestError(
+            f"{name} is out of range", seen=seen, allowed=allowed_range(name) or fault["msg"]
+        )
+    return RequestError(f"{name} cannot be used", seen=seen, allowed=fault["msg"])
+
+
+def allowed_range(name: str) -> str | None:
+    """Return the range of a numeric setting in words, or None if it has none."""
+    schema = Request.model_json_schema()["properties"].get(name, {})
+    for option in [schema, *schema.get("anyOf", [])]:
+        if "minimum" in option and "maximum" in option:
+            kind = "whole numbers from " if option["type"] == "integer" else ""
+            return f"{kind}{option['minimum']} to {option['maximum']}"
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """What one stage took.
+
+    Attributes:
+        name: `load`, `encode`, `denoise` or `decode`.
+        seconds: wall time, the device synchronised before and after.
+        peak_bytes: the most memory in use during the stage: the device allocator's peak, on a CPU
+            the process's peak resident set; None where it cannot be known.
+        pictures: how many pictures share this cost.
+        steps: denoising steps inside, 0 in the other stages.
+    """
+
+    name: StageName
+    seconds: float
+    peak_bytes: int | None
+    pictures: int = 1
+    steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What made a picture, so that it can be made again.
+
+    Attributes:
+        model: family, kind, layout, path and weights fingerprint.
+        device: name, chip, driver, threads, and why this device.
+        dtype: what the model computes in.
+        dtypes: dtype of each component.
+        dtype_reason: why.
+        attention: the attention kernel's name.
+        placement: where the components are while they are not needed.
+        versions: of danqing, Python, and the libraries that computed.
+        noise_sha256: digest of this picture's starting noise (float32, little endian).
+        batch: pictures computed together and, for more than one, what that did to the bits.
+    """
+
+    model: Mapping[str, Any]
+    device: Mapping[str, Any]
+    dtype: str
+    dtypes: Mapping[str, str]
+    dtype_reason: str
+    attention: str
+    placement: str
+    versions: Mapping[str, str]
+    noise_sha256: str
+    batch: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One finished picture with everything known about it.
+
+    Attributes:
+        image: RGB, 8 bits.
+        request: the resolved request that makes just this picture.
+        index: its number among the pictures of the request it came from.
+        stages: cost of each stage, in order.
+        provenance: what made it.
+        notes: what the user should know (a rounded size, a truncated prompt).
+    """
+
+    image: Image
+    request: Request
+    index: int
+    stages: tuple[StageCost, ...]
+    provenance: Provenance
+    notes: tuple[str, ...] = ()
+
+    @property
+    def pixels_sha256(self) -> str:
+        """Digest of the raw RGB bytes, row by row."""
+        return hashlib.sha256(self.image.tobytes()).hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """Return everything but the pixels, as it is written into the file; JSON types only."""
+        return {
+            "danqing": __version__,
+            "schema": RECORD_SCHEMA,
+            "ai_generated": True,
+            "request": self.request.model_dump(),
+            "picture": {
+                "width": self.image.width,
+                "height": self.image.height,
+                "index": self.index,
+                "pixels_sha256": self.pixels_sha256,
+            },
+            "stages": [dataclasses.asdict(stage) for stage in self.stages],
+            "provenance": dataclasses.asdict(self.provenance),
+            "notes": list(self.notes),
+        }
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the picture with its record; see `danqing.pictures.save`."""
+        from danqing.pictures import save
+
+        return save(self.image, self.record(), path, overwrite=overwrite)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """The answer to one request.
+
+    Attributes:
+        pictures: as many as `request.num_images_per_prompt`, in the order of their seeds.
+        request: the resolved request: what was asked, with every default filled in.
+    """
+
+    pictures: tuple[Picture, ...]
+    request: Request
+
+    @property
+    def image(self) -> Image:
+        """The first picture's pixels."""
+        return self.pictures[0].image
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All pictures' pixels."""
+        return tuple(picture.image for picture in self.pictures)
+
+    @property
+    def stages(self) -> tuple[StageCost, ...]:
+        """Cost of each stage of the first picture."""
+        return self.pictures[0].stages
+
+    @property
+    def provenance(self) -> Provenance:
+        """What made the first picture."""
+        return self.pictures[0].provenance
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> tuple[Path, ...]:
+        """Write all pictures.
+
+        Args:
+            path: a file name; `{seed}`, `{index}` and `{model}` are filled in. The suffix chooses
+                PNG, JPEG or WebP.
+            overwrite: replace a file that is there; otherwise the next free name is taken.
+
+        Returns:
+            The names really used.
+        """
+        from danqing.pictures import fill_template
+
+        return tuple(
+            picture.save(
+                fill_template(
+                    str(path),
+                    seed=picture.request.seed,
+                    index=picture.index,
+                    model=picture.provenance.model["name"],
+                ),
+                overwrite=overwrite,
+            )
+            for picture in self.pictures
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One report from a long piece of work.
+
+    Attributes:
+        stage: which stage reports.
+        item: the component being loaded, or the picture being painted.
+        done: bytes or steps finished.
+        total: bytes or steps in all.
+        unit: what is counted.
+        seconds: since the item began.
+    """
+
+    stage: StageName
+    item: str
+    done: int
+    total: int
+    unit: Literal["bytes", "steps"]
+    seconds: float = field(default=0.0, compare=False)
+
+
+Listener: TypeAlias = "Callable[[Progress], None]"
+"""Is told of progress; an exception it raises ends the work."""
+
+
+class Runner(Protocol):
+    """Anything that answers a request: the engine, a pool of machines, a fake in a test."""
+
+    def generate(self, prompt: str | Request, /, **settings: Any) -> Generation:
+        """Answer one request."""
+        ...
+
+
+def request_from_record(record: Mapping[str, Any]) -> Request:
+    """Return the resolved request kept in a picture's record.
+
+    Raises:
+        RequestError: the record is of another schema, or is not a record.
+    """
+    if record.get("schema") != RECORD_SCHEMA or not isinstance(record.get("request"), dict):
+        raise RequestError(
+            "the picture's record cannot be read",
+            seen=json.dumps(record.get("schema")),
+            allowed=f"schema {RECORD_SCHEMA}",
+            hint="it was written by another version of danqing",
+        )
+    return Request(**record["request"])

@@ -1,0 +1,11 @@
+"""Weights on disk: found, identified and checked before anything large is read.
+
+`open_checkpoint` is the door. A `Checkpoint` knows its components, their tensors by name (from the
+files' headers) and their configs; tensors are read lazily, mapped from disk.
+"""
+
+from danqing.weights.checkpoint import Checkpoint, Component
+from danqing.weights.layouts import LAYOUTS, open_checkpoint
+from danqing.weights.safetensors_file import TensorEntry
+
+__all__ = ["LAYOUTS", "Checkpoint", "Component", "TensorEntry", "open_checkpoint"]

@@ -1,0 +1,398 @@
+"""Layouts: how people's weights lie on disk. One reader and one row for each.
+
+A reader recognises a place by what is in it (index files, tensor names), never by the name of a
+folder or file, and returns components under diffusers' names.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from danqing.errors import (
+    CheckpointDamagedError,
+    CheckpointError,
+    CheckpointIncompleteError,
+    CheckpointNotFoundError,
+    RequestError,
+    UnknownModelError,
+    UnsafeFileError,
+)
+from danqing.weights.checkpoint import Checkpoint, Component, read_json
+from danqing.weights.safetensors_file import SafetensorsFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+ALIASES = {
+    "t5": "text_encoder_2",
+    "clip": "text_encoder",
+    "t5_tokenizer": "tokenizer_2",
+    "clip_tokenizer": "tokenizer",
+    "dit": "transformer",
+}
+"""Short names accepted by `--component`."""
+
+SIGNATURES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("transformer", "bfl", ("double_blocks.0.img_attn.qkv.weight",)),
+    ("transformer", "diffusers", ("transformer_blocks.0.attn.to_q.weight",)),
+    ("vae", "bfl", ("decoder.conv_in.weight", "encoder.down.0.block.0.norm1.weight")),
+    (
+        "vae",
+        "diffusers",
+        ("decoder.conv_in.weight", "encoder.down_blocks.0.resnets.0.norm1.weight"),
+    ),
+    ("text_encoder_2", "transformers", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
+    ("text_encoder", "transformers", ("text_model.embeddings.token_embedding.weight",)),
+    ("text_encoder", "transformers", ("embeddings.token_embedding.weight",)),
+)
+"""Component, style of names, and tensors that only such a file has."""
+
+_TOKENIZERS = {
+    "tokenizer_2": (("spiece.model",), re.compile(r"T5Tokenizer")),
+    "tokenizer": (("vocab.json", "merges.txt"), re.compile(r"CLIPTokenizer")),
+}
+_SMALL = re.compile(r"(Tokenizer(Fast)?|Scheduler|Processor(Fast)?|Extractor)$")
+_SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors$")
+_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way weights lie on disk.
+
+    Attributes:
+        name: as shown to the user.
+        matches: whether a place (a folder or a file that exists) is of this layout.
+        read: the components found there.
+    """
+
+    name: str
+    matches: Callable[[Path], bool]
+    read: Callable[[Path], dict[str, Component]]
+
+
+def open_checkpoint(
+    path: str | Path, components: Mapping[str, str | Path] | None = None
+) -> Checkpoint:
+    """Find and recognise a checkpoint; reads indexes, configs and headers, no weights.
+
+    Args:
+        path: a folder or a file.
+        components: places of single components, which win over what lies at `path`.
+
+    Raises:
+        CheckpointError: nothing usable is there; the message says what is.
+        RequestError: a component name is unknown.
+    """
+    place = Path(path).expanduser().absolute()
+    if not place.exists():
+        raise CheckpointNotFoundError(
+            "there is nothing at this path",
+            seen=path,
+            hint="danqing reads weights from this disk and downloads nothing by itself; give the "
+            "folder of a downloaded model",
+        )
+    if place.name == "model_index.json":
+        place = place.parent
+    layout = next((row for row in LAYOUTS if row.matches(place)), None)
+    if layout is None:
+        raise _nothing_recognised(place)
+    parts = layout.read(place)
+    overrides = {
+        name: Path(where).expanduser().absolute() for name, where in (components or {}).items()
+    }
+    for name, where in overrides.items():
+        parts |= _read_override(name, where)
+    index = place / "model_index.json"
+    return Checkpoint(
+        path=place,
+        layout=layout.name,
+        components=parts,
+        index=read_json(index) if layout.name == DIFFUSERS_FOLDER and index.exists() else {},
+        overrides=overrides,
+    )
+
+
+# --- diffusers folder ----------------------------------------------------------------------------
+
+DIFFUSERS_FOLDER = "diffusers folder"
+
+
+def _is_diffusers_folder(place: Path) -> bool:
+    index = place / "model_index.json"
+    if not index.is_file():
+        return False
+    return any((place / name).is_dir() for name in ("transformer", "unet")) or not _loose(place)
+
+
+def _read_diffusers_folder(place: Path) -> dict[str, Component]:
+    components = {}
+    for name, row in read_json(place / "model_index.json").items():
+        if name.startswith("_") or not isinstance(row, list) or len(row) != 2 or None in row:  # noqa: PLR2004
+            continue
+        library, class_name = map(str, row)
+        if not re.fullmatch(r"\w+", name):
+            raise CheckpointDamagedError("model_index.json names an odd component", seen=name)
+        if not (place / name).is_dir():
+            continue  # said when it is asked for: it may come from --component
+        if _SMALL.search(class_name):
+            components[name] = _small(name, place / name)
+        else:
+            style = "diffusers" if library == "diffusers" else "transformers"
+            components[name] = _network(name, style, place / name)
+    return components
+
+
+def _small(name: str, folder: Path) -> Component:
+    config = folder / f"{name}_config.json"
+    return Component(
+        name=name,
+        style="files",
+        folder=folder,
+        config=read_json(config) if config.is_file() else None,
+    )
+
+
+def _network(name: str, style: str, folder: Path) -> Component:
+    files = _weight_files(name, folder)
+    return Component(
+        name=name,
+        style=style,
+        folder=folder,
+        files=files,
+        config=read_json(folder / "config.json"),
+    )
+
+
+def _weight_files(name: str, folder: Path) -> tuple[Path, ...]:
+    """Return the safetensors files of a folder: those of its index, or the only ones."""
+    indexes = sorted(folder.glob("*.safetensors.index.json"), key=lambda path: len(path.name))
+    if indexes:
+        return _indexed(name, folder, indexes[0])
+    found = sorted(folder.glob("*.safetensors"), key=lambda path: (len(path.name), path.name))
+    shards = [match for path in found if (match := _SHARD.match(path.name))]
+    if shards:
+        total = int(shards[0]["total"])
+        wanted = [f"{shards[0]['stem']}-{i + 1:05}-of-{total:05}.safetensors" for i in range(total)]
+        return _all_there(name, folder, wanted)
+    if found:
+        return (found[0],)  # the shortest name: variants (model.fp16.safetensors) come after it
+    pickles = sorted(path for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise UnsafeFileError(
+            f"{name} is there only as a Python pickle, which can run code when it is opened",
+            seen=pickles[0],
+            allowed="safetensors files",
+            hint="get the model's safetensors release",
+        )
+    raise CheckpointIncompleteError(
+        f"{name} has no weights file", seen=folder, allowed="*.safetensors"
+    )
+
+
+def _indexed(name: str, folder: Path, index: Path) -> tuple[Path, ...]:
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
+        raise CheckpointDamagedError("the index of shards has no weight_map", seen=index)
+    names = sorted(set(table.values()))
+    if odd := [file for file in names if Path(file).name != file]:
+        raise CheckpointDamagedError(
+            "the index of shards names a file outside its folder", seen=f"{index}: {odd[0]}"
+        )
+    files = _all_there(name, folder, names)
+    held = {tensor: path.name for path in files for tensor in SafetensorsFile(path).entries}
+    wrong = sorted(tensor for tensor, file in table.items() if held.get(tensor) != file)
+    if wrong:
+        raise CheckpointIncompleteError(
+            f"the shards of {name} do not hold what their index says",
+            seen=f"{len(wrong)} tensors, the first is {wrong[0]} in {table[wrong[0]]}",
+            hint="the shards are of different releases; download them again",
+        )
+    return files
+
+
+def _all_there(name: str, folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
+    files = tuple(folder / file for file in names)
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise CheckpointIncompleteError(
+            f"{len(missing)} of {len(files)} weights files of {name} are missing",
+            seen=f"{folder}: no {', '.join(missing)}",
+            hint="the download is not complete; finish it",
+        )
+    return files
+
+
+# --- the files of the BFL release ----------------------------------------------------------------
+
+BFL_FILES = "BFL files"
+
+
+def _is_bfl_files(place: Path) -> bool:
+    return any(
+        part == ("transformer", "bfl") for path in _loose(place) if (part := _recognise(path))
+    )
+
+
+def _read_bfl_files(place: Path) -> dict[str, Component]:
+    folder = place if place.is_dir() else place.parent
+    found: dict[str, list[Component]] = {}
+    for path in [place] if place.is_file() else []:
+        for part in _read_part(path):
+            found.setdefault(part.name, []).append(part)
+    beside = [*_loose(folder), *sorted(child for child in folder.iterdir() if child.is_dir())]
+    for path in beside:
+        for part in _read_part(path):
+            if place.is_file() and part.name == "transformer":
+                continue  # the file named is the transformer meant
+            found.setdefault(part.name, []).append(part)
+    return {name: _only(name, parts, folder) for name, parts in found.items()}
+
+
+def _only(name: str, parts: list[Component], folder: Path) -> Component:
+    if len(parts) > 1:
+        places = [str(part.files[0] if part.files else part.folder) for part in parts]
+        raise CheckpointError(
+            f"there is more than one {name} side by side",
+            seen=f"{folder}: {', '.join(places)}",
+            hint="name the file itself as --model_path"
+            if name == "transformer"
+            else f"say which: --component {name}=PLACE",
+        )
+    return parts[0]
+
+
+# --- parts of any layout -------------------------------------------------------------------------
+
+
+def _loose(place: Path) -> list[Path]:
+    """Return the safetensors files lying directly at a place."""
+    if place.is_file():
+        return [place]
+    return sorted([*place.glob("*.safetensors"), *place.glob("*.sft")])
+
+
+def _recognise(path: Path) -> tuple[str, str] | None:
+    """Return which component a weights file holds, and in whose names."""
+    return _signature(SafetensorsFile(path).entries)
+
+
+def _signature(tensors: Mapping[str, object]) -> tuple[str, str] | None:
+    for component, style, names in SIGNATURES:
+        if all(name in tensors for name in names):
+            return component, style
+    return None
+
+
+def _read_part(path: Path) -> list[Component]:
+    """Return the components a file or a flat folder holds; nothing if it is something else."""
+    if path.is_file():
+        recognised = _recognise(path)
+        if recognised is None:
+            return []
+        name, style = recognised
+        beside = path.parent / "config.json"
+        config = read_json(beside) if style != "bfl" and beside.is_file() else None
+        return [Component(name=name, style=style, folder=path.parent, files=(path,), config=config)]
+    parts = [
+        Component(name=name, style="files", folder=path)
+        for name in _TOKENIZERS
+        if _is_tokenizer(name, path)
+    ]
+    has_weights = any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json"))
+    if (path / "config.json").is_file() and (has_weights or not parts):
+        network = _network("this folder", "transformers", path) if has_weights else None
+        recognised = _signature(network.entries) if network else None
+        if network and recognised:
+            parts.append(
+                Component(
+                    name=recognised[0],
+                    style=recognised[1],
+                    folder=path,
+                    files=network.files,
+                    config=network.config,
+                )
+            )
+    return parts
+
+
+def _is_tokenizer(name: str, folder: Path) -> bool:
+    files, class_name = _TOKENIZERS[name]
+    if all((folder / file).is_file() for file in files):
+        return True
+    config = folder / "tokenizer_config.json"
+    if not (config.is_file() and (folder / "tokenizer.json").is_file()):
+        return False
+    return bool(class_name.search(str(read_json(config).get("tokenizer_class", ""))))
+
+
+def _read_override(name: str, place: Path) -> dict[str, Component]:
+    wanted = ALIASES.get(name, name)
+    allowed = {row[0] for row in SIGNATURES} | set(_TOKENIZERS) | {"scheduler"}
+    if wanted not in allowed:
+        raise RequestError(
+            "there is no such component",
+            seen=name,
+            allowed=", ".join(sorted(allowed | set(ALIASES))),
+        )
+    if not place.exists():
+        raise CheckpointNotFoundError(f"there is nothing at the place of {name}", seen=place)
+    if wanted == "scheduler":
+        folder = place if place.is_dir() else place.parent
+        config = read_json(folder / "scheduler_config.json")
+        return {wanted: Component(name=wanted, style="files", folder=folder, config=config)}
+    if place.is_dir() and not any(place.glob("*.safetensors*")) and wanted not in _TOKENIZERS:
+        _weight_files(wanted, place)  # raises: says what is missing, or that it is a pickle
+    parts = {part.name: part for part in _read_part(place)}
+    if wanted not in parts:
+        raise UnknownModelError(
+            f"this is no {name}",
+            seen=f"{place}: {', '.join(parts) or 'nothing that danqing recognises'}",
+        )
+    tokenizer = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}.get(wanted)
+    return {key: part for key, part in parts.items() if key in (wanted, tokenizer)}
+
+
+def _nothing_recognised(place: Path) -> CheckpointError:
+    if place.is_file():
+        names = list(SafetensorsFile(place).entries)  # raises if it is damaged or foreign
+        part = _recognise(place)
+        if part:
+            return CheckpointIncompleteError(
+                f"this file is only a {part[0]}, not a whole model",
+                seen=place,
+                hint=f"give the model's folder, and this file as --component {part[0]}={place}",
+            )
+        return UnknownModelError(
+            "the tensors are of no model danqing knows",
+            seen=f"{place}: {len(names)} tensors, such as {', '.join(names[:3])}",
+            allowed=", ".join(row.name for row in LAYOUTS),
+        )
+    if (place.parent / "model_index.json").is_file():
+        return CheckpointIncompleteError(
+            "this folder is one component of a model",
+            seen=place,
+            hint=f"give the folder above it: {place.parent}",
+        )
+    inside = sorted(path.name for path in place.iterdir())
+    pickles = [path for pattern in _PICKLES for path in place.glob(pattern)]
+    if pickles and not _loose(place):
+        return UnsafeFileError(
+            "the folder holds only Python pickles, which can run code when they are opened",
+            seen=pickles[0],
+            allowed="safetensors files",
+        )
+    return UnknownModelError(
+        "nothing in this folder is laid out in a way danqing knows",
+        seen=f"{place}: {', '.join(inside[:8]) or 'empty'}{' ...' if len(inside) > 8 else ''}",  # noqa: PLR2004
+        allowed="; ".join(row.name for row in LAYOUTS),
+        hint="a diffusers folder has a model_index.json; a BFL folder has flux1-*.safetensors",
+    )
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(DIFFUSERS_FOLDER, _is_diffusers_folder, _read_diffusers_folder),
+    Layout(BFL_FILES, _is_bfl_files, _read_bfl_files),
+)

@@ -1,0 +1,192 @@
+"""The header of a safetensors file, read and distrusted before any weight is.
+
+Format: https://huggingface.co/docs/safetensors/index#format. Eight bytes little endian give the
+length of a JSON header; then the data, without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from danqing.errors import CheckpointDamagedError, CheckpointNotFoundError, UnsafeFileError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library itself."""
+
+LENGTH_BYTES = 8
+
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Dtypes that are read as they are, and PyTorch's names for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor as a header describes it; `start` and `stop` are bytes in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    stop: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """One safetensors file; its header is read and checked on first use, its data never here.
+
+    Raises:
+        CheckpointNotFoundError: no such file.
+        CheckpointDamagedError: not a whole safetensors file; the message says what it is instead.
+        UnsafeFileError: it is a pickle.
+    """
+
+    path: Path
+
+    @cached_property
+    def entries(self) -> dict[str, TensorEntry]:
+        """Tensors by name."""
+        header, data_start, size = _read_header(self.path)
+        entries = {
+            name: _entry(self.path, name, raw, data_start)
+            for name, raw in header.items()
+            if name != "__metadata__"
+        }
+        _check_coverage(self.path, entries, data_start, size)
+        return entries
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(512)
+            _refuse_foreign(path, start, size)
+            length = int.from_bytes(start[:8], "little")
+            if length > MAX_HEADER_BYTES or length + 8 > size:
+                raise CheckpointDamagedError(
+                    "the file is cut short, or is no safetensors file",
+                    seen=f"{path}: {size} bytes, of which the header alone would take {length}",
+                    hint="download the file again",
+                )
+            file.seek(8)
+            text = file.read(length)
+    except FileNotFoundError as error:
+        raise CheckpointNotFoundError("there is no such file", seen=path) from error
+    except OSError as error:
+        raise CheckpointDamagedError(
+            "the file cannot be read", seen=f"{path} ({error.strerror or error})"
+        ) from error
+    return _parse(path, text), 8 + length, size
+
+
+def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
+    """Name the well-known things that are found under a weights file's name."""
+    text = start.lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointDamagedError(
+            "the file is a Git LFS pointer, not the weights",
+            seen=f"{path}: {size} bytes",
+            hint="run 'git lfs pull' in that repository, or download the file itself",
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointDamagedError(
+            "the file is a web page, not the weights",
+            seen=f"{path}: {size} bytes",
+            hint="the download was answered by an error or login page; download it again",
+        )
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        raise UnsafeFileError(
+            "the file is a Python pickle, which can run code when it is opened",
+            seen=path,
+            allowed="safetensors files",
+            hint="get the model's safetensors release",
+        )
+    if start.startswith(b"GGUF"):
+        raise CheckpointDamagedError(
+            "the file is in GGUF format, which danqing does not read yet",
+            seen=path,
+            allowed="safetensors files",
+        )
+    if size < LENGTH_BYTES:
+        raise CheckpointDamagedError("the file is empty or cut short", seen=f"{path}: {size} bytes")
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            raise ValueError("a name appears twice")
+        return table
+
+    try:
+        header = json.loads(text, object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointDamagedError(
+            "the header of the safetensors file is not valid JSON",
+            seen=f"{path}: {error}",
+            hint="download the file again",
+        ) from error
+    if not isinstance(header, dict):
+        raise CheckpointDamagedError("the header of the safetensors file is no table", seen=path)
+    return header
+
+
+def _entry(path: Path, name: str, raw: object, data_start: int) -> TensorEntry:
+    try:
+        return _sane_entry(path, name, raw, data_start)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointDamagedError(
+            "the header describes an impossible tensor",
+            seen=f"{path}: {name[:200]}: {str(raw)[:200]}",
+            hint="download the file again",
+        ) from error
+
+
+def _sane_entry(path: Path, name: str, raw: Any, data_start: int) -> TensorEntry:
+    dtype, shape, (start, stop) = raw["dtype"], tuple(raw["shape"]), raw["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+        raise ValueError("a negative or fractional number")
+    if stop - start != math.prod(shape) * BITS[dtype] // 8:
+        raise ValueError("the bytes do not fit the shape")
+    return TensorEntry(name, dtype, shape, path, data_start + start, data_start + stop)
+
+
+def _check_coverage(
+    path: Path, entries: dict[str, TensorEntry], data_start: int, size: int
+) -> None:
+    """Every byte behind the header belongs to exactly one tensor, as the format demands."""
+    place = data_start
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.stop)):
+        if entry.start != place:
+            raise CheckpointDamagedError(
+                "the header's tensors overlap or leave a gap", seen=f"{path}: {entry.name[:200]}"
+            )
+        place = entry.stop
+    if place != size:
+        what = "is cut short" if size < place else "has bytes behind its last tensor"
+        raise CheckpointDamagedError(
+            f"the file {what}",
+            seen=f"{path}: {size} bytes",
+            allowed=f"{place} bytes, as its header promises",
+            hint="download the file again",
+        )
