@@ -29,10 +29,10 @@ from danqing.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from typing_extensions import Self
 
     import torch
     from PIL.Image import Image
+    from typing_extensions import Self
 
     from danqing.models.base import Model, ModelSpec
     from danqing.request import Listener

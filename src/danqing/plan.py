@@ -28,7 +28,10 @@ begins and dropped when it ends, for every picture."""
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedComponent:
-    """One component's part of the plan; `mapped` weights are used where they lie on disk."""
+    """One component's part of the plan.
+
+    `mapped` weights are used where they lie on disk; their memory is the system's page cache.
+    """
 
     name: str
     stored: str
@@ -176,7 +179,7 @@ def _components(
             stored=part.dtype,
             dtype=wanted,
             bytes=elements * DTYPES[wanted],
-            mapped=device.shares_host_memory() and part.dtype == wanted,
+            mapped=device.shares_host_memory() and part.dtype == wanted != "float32",
             reason=reason,
         )
 

@@ -36,7 +36,7 @@ def setting_type(name: str) -> type[int | float | str]:
 
 
 def request_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `--debug` and, in place of `**settings`, a flag for each field of `Request`."""
+    """Give a command `--debug` and, for `**settings`, a flag for each field of `Request`."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:

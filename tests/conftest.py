@@ -1,0 +1,73 @@
+"""Toy checkpoints, made once for each process of the test run, and ways to call danqing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import danqing
+from tests import toys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # the reference implementations must not ask a hub either
+torch.set_num_threads(1)  # bit-equality is promised for one number of threads
+
+
+@pytest.fixture(scope="session")
+def toy_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("toys")
+
+
+@pytest.fixture(scope="session")
+def schnell(toy_home: Path) -> Path:
+    return toys.write_diffusers(toy_home / "schnell")
+
+
+@pytest.fixture(scope="session")
+def dev(toy_home: Path) -> Path:
+    return toys.write_diffusers(toy_home / "dev", guided=True, seed=1)
+
+
+@pytest.fixture(scope="session")
+def schnell_bfl(schnell: Path, toy_home: Path) -> Path:
+    return toys.write_bfl(toy_home / "schnell-bfl", schnell)
+
+
+@pytest.fixture(scope="session")
+def dev_bfl(dev: Path, toy_home: Path) -> Path:
+    return toys.write_bfl(toy_home / "dev-bfl", dev)
+
+
+@pytest.fixture(scope="session")
+def engine(schnell: Path) -> Iterator[danqing.Engine]:
+    with danqing.open(schnell, device="cpu") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def dev_engine(dev: Path) -> Iterator[danqing.Engine]:
+    with danqing.open(dev, device="cpu") as engine:
+        yield engine
+
+
+def run_danqing(
+    *arguments: object, cwd: Path | None = None, **options: object
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "danqing", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        check=False,
+        **options,
+    )
