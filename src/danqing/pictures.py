@@ -86,16 +86,17 @@ def check_target(path: Path, *, pixels: int) -> None:
         OutputError: the folder cannot be made or written, or the disk is full.
     """
     _format_of(path)
-    if path.is_dir():
-        raise OutputError("the output name is a folder", seen=path, hint=f"try {path}/{{seed}}.png")
     folder = path.parent
     try:
+        is_folder = path.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
         free_bytes = shutil.disk_usage(folder).free
     except OSError as error:
-        raise _write_error(folder, error) from error
+        raise _write_error(path, error) from error
+    if is_folder:
+        raise OutputError("the output name is a folder", seen=path, hint=f"try {path}/{{seed}}.png")
     if free_bytes < 4 * pixels:
         raise OutputError(
             "the disk has no room for the picture",

@@ -57,6 +57,7 @@ class Plan:
     placement: Placement
     placement_reason: str
     components: tuple[PlannedComponent, ...]
+    assumptions: tuple[str, ...]
 
     @property
     def weight_bytes(self) -> int:
@@ -78,6 +79,8 @@ class Plan:
             how = "mapped from disk" if part.mapped else "in memory"
             reason = f"; {part.reason}" if part.reason else ""
             yield f"  {part.name}", f"{size(part.bytes)} {part.dtype}, {how}{reason}"
+        for text in self.assumptions:
+            yield "assumed", text
 
 
 def size(count: int) -> str:
@@ -122,6 +125,7 @@ def make_plan(
         placement=placement,
         placement_reason=placement_why,
         components=components,
+        assumptions=model.assumptions(),
     )
 
 

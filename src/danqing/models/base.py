@@ -116,6 +116,10 @@ class Model(ABC):
             danqing.errors.TensorMismatchError: with what is missing, unexpected or misshapen.
         """
 
+    def assumptions(self) -> tuple[str, ...]:
+        """Return what the files do not say and was filled in from knowledge of the architecture."""
+        return ()
+
     @abstractmethod
     def dtypes(self, dtype: str) -> dict[str, tuple[str, str]]:
         """Return dtype and reason of each component when the model computes in `dtype`."""

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError
+from danqing.errors import (
+    CheckpointDamagedError,
+    CheckpointIncompleteError,
+    TensorMismatchError,
+)
 from danqing.models.base import Model
 from danqing.models.flux import configs, keys, sampling
 from danqing.models.loading import (
@@ -21,12 +25,12 @@ from danqing.models.loading import (
     shapes_of,
     without_message,
 )
+from danqing.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from danqing.models.base import ModelSpec, Modules, OnBytes, OnStep
-    from danqing.request import Request
     from danqing.weights import Checkpoint, Component
 
 CLIP_TOKENS = 77
@@ -35,6 +39,11 @@ ATTENTION_BACKEND = "native"
 
 _CLIP_EXTRAS = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
 _T5_EXTRAS = ("decoder.", "lm_head.")
+_TOKENIZER_FILES = {
+    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
+}
+_ONE_STEP = Request(prompt="a", num_inference_steps=1)
 _T5_TIED = ("shared.weight", "encoder.embed_tokens.weight")
 
 
@@ -75,11 +84,32 @@ class FluxModel(Model):
         self._pieces: dict[str, dict[str, Piece]] = {}
 
     def check(self) -> None:
-        """Compare all four networks with their files, and see that the tokenizers are there."""
+        """Compare the four networks with their files and with each other; look for small files."""
+        modules = {}
         for component in (name for names in self.stages.values() for name in names):
-            self._match(component, self._empty(component))
-        for tokenizer in ("tokenizer", "tokenizer_2"):
-            self.checkpoint.component(tokenizer)
+            modules[component] = self._empty(component)
+            self._match(component, modules[component])
+        _check_fit({name: module.config for name, module in modules.items()})
+        for tokenizer, sets in _TOKENIZER_FILES.items():
+            _check_tokenizer_files(self.checkpoint.component(tokenizer), sets)
+        try:
+            self._schedule(_ONE_STEP, tokens=1, device=torch.device("cpu"))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise CheckpointDamagedError(
+                "the config of scheduler describes no schedule",
+                seen=f"{self.checkpoint.component('scheduler').folder}: {error}",
+            ) from error
+
+    def assumptions(self) -> tuple[str, ...]:
+        """Say where the BFL layout, which has no configs, left something open."""
+        found = []
+        if "scheduler" not in self.checkpoint.components:
+            how = "shifted by resolution" if self.spec.kind == "dev" else "not shifted"
+            found.append(f"the schedule is {how}, as FLUX.1's; the weights have no config of it")
+        axes = self._transformer_config.get("axes_dims_rope")
+        if self.checkpoint.component("transformer").style == "bfl" and axes != (16, 56, 56):
+            found.append(f"axes_dims_rope is {axes}, for heads of {sum(axes or ())}")
+        return tuple(found)
 
     def dtypes(self, dtype: str) -> dict[str, tuple[str, str]]:
         """Keep in float32 what overflows in float16."""
@@ -122,6 +152,7 @@ class FluxModel(Model):
             truncation=True,
             return_tensors="pt",
         ).input_ids
+        _check_ids(clip_ids, clip, "text_encoder")
         t5_tokens = self._t5_tokenizer(
             [request.prompt],
             padding="max_length",
@@ -129,6 +160,7 @@ class FluxModel(Model):
             truncation=True,
             return_tensors="pt",
         )
+        _check_ids(t5_tokens.input_ids, t5, "text_encoder_2")
         pooled = clip(clip_ids.to(device), output_hidden_states=False).pooler_output
         embeds = t5(t5_tokens.input_ids.to(device), output_hidden_states=False)[0]
         dtype = next(clip.parameters()).dtype
@@ -316,6 +348,43 @@ class FluxModel(Model):
         lost = self._t5_tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True)
         return (
             f"the prompt has {len(ids)} tokens and only {limit} are read; not read: {lost[:200]!r}",
+        )
+
+
+def _check_fit(part: Mapping[str, Any]) -> None:
+    """See that the networks' widths fit each other: encoders of other models look the same."""
+    wanted = part["transformer"]
+    rows = (
+        ("text_encoder", part["text_encoder"].hidden_size, wanted.pooled_projection_dim),
+        ("text_encoder_2", part["text_encoder_2"].d_model, wanted.joint_attention_dim),
+        ("vae", part["vae"].latent_channels * sampling.PATCH**2, wanted.in_channels),
+    )
+    for name, seen, allowed in rows:
+        if seen != allowed:
+            raise TensorMismatchError(
+                f"the {name} is not the one this transformer was trained with",
+                seen=f"it gives {seen} channels",
+                allowed=f"{allowed}",
+                hint=f"name the right one: --component {name}=PLACE",
+            )
+
+
+def _check_tokenizer_files(component: Component, sets: Sequence[Sequence[str]]) -> None:
+    """See that the vocabulary is there: without it the libraries quietly make an empty one."""
+    if not any(all((component.folder / file).is_file() for file in files) for files in sets):
+        raise CheckpointIncompleteError(
+            f"the {component.name} has no vocabulary",
+            seen=component.folder,
+            allowed=" or ".join(" with ".join(files) for files in sets),
+        )
+
+
+def _check_ids(ids: torch.Tensor, encoder: Any, name: str) -> None:
+    if int(ids.max()) >= encoder.config.vocab_size:
+        raise TensorMismatchError(
+            f"the tokenizer of {name} is of another model",
+            seen=f"token {int(ids.max())}",
+            allowed=f"{encoder.config.vocab_size} tokens in the encoder's vocabulary",
         )
 
 
