@@ -25,9 +25,11 @@ LIBRARIES = (
     "sentencepiece", "numpy", "pillow", "pydantic", "typer", "rich", "accelerate",
 )  # fmt: skip
 _OPTIONAL = {"torch_npu", "accelerate"}
+_CPU = "import danqing.devices as d; d.select('cpu'); "
 _CHECKS = {
-    "networks": "from diffusers import FluxTransformer2DModel, AutoencoderKL",
-    "text encoders": "from transformers import CLIPTextModel, T5EncoderModel, T5TokenizerFast",
+    "networks": _CPU + "from diffusers import FluxTransformer2DModel, AutoencoderKL",
+    "text encoders": _CPU
+    + "from transformers import CLIPTextModel, T5EncoderModel, T5TokenizerFast",
     "weights": "from safetensors import safe_open",
     "pictures": "from PIL import Image, features; assert features.check('webp')",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import sys
@@ -99,15 +100,25 @@ def run(job: Job) -> None:
 
 
 def open_engine(opening: Opening) -> Engine:
-    """Open the engine; imports torch."""
-    from danqing.engine import Engine
+    """Open the engine; imports torch, transformers and diffusers.
 
-    return Engine.open(
-        opening.model_path,
-        device=opening.device,
-        dtype=opening.dtype,
-        components=opening.components,
-    )
+    Those make a million objects that live as long as the process. Looking through them again and
+    again for garbage, while they are imported and once more at exit, took 1.7 of 4.0 seconds
+    (`from transformers import CLIPTextModel`, 2 cores, 2026-11-21); so they are left out of it.
+    """
+    gc.disable()
+    try:
+        from danqing.engine import Engine
+
+        return Engine.open(
+            opening.model_path,
+            device=opening.device,
+            dtype=opening.dtype,
+            components=opening.components,
+        )
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 # --- what to paint -------------------------------------------------------------------------------

@@ -123,7 +123,14 @@ def select(name: str) -> Selection:
             seen=name,
             allowed=", ".join(f"{family}:{i}" for i in range(found.count)),
         )
-    return Selection(device=_class(family)(index), reason="asked for")
+    return _take(family, index, "asked for")
+
+
+def _take(family: str, index: int, reason: str) -> Selection:
+    for other in FAMILIES:
+        if other != family:
+            _class(other).put_aside()
+    return Selection(device=_class(family)(index), reason=reason)
 
 
 def _best() -> Selection:
@@ -132,6 +139,6 @@ def _best() -> Selection:
         found = availability(family)
         if found.count:
             why = f"the best one here; {'; '.join(passed_over)}" if passed_over else "the best one"
-            return Selection(device=_class(family)(), reason=f"auto: {why}")
+            return _take(family, 0, f"auto: {why}")
         passed_over.append(f"no {family}: {found.reason}")
     raise DeviceUnavailableError("no device can be used", hint="danqing doctor")

@@ -71,8 +71,20 @@ class Ascend(Accelerator):
         """Look for torch_npu, then CANN, then cards; nothing is imported here if it would fail."""
         found = _availability()
         if found.count:
+            _show_torch_npu()
             importlib.import_module("torch_npu")
         return found
+
+    @classmethod
+    def put_aside(cls) -> None:
+        """Keep other libraries from finding torch_npu while no NPU is used.
+
+        diffusers and transformers import it wherever it is installed, and choose kernels by that:
+        one that cannot be loaded stops them, and one that can makes some of their layers fail on a
+        CPU (diffusers 0.42, RMSNorm: https://github.com/huggingface/diffusers/issues/14380).
+        """
+        if "torch_npu" not in sys.modules:
+            sys.modules["torch_npu"] = None  # type: ignore[assignment]  # importlib: not installed
 
     @property
     def driver(self) -> str:
@@ -99,8 +111,14 @@ class Ascend(Accelerator):
         )
 
 
+def _show_torch_npu() -> None:
+    if sys.modules.get("torch_npu", sys) is None:
+        del sys.modules["torch_npu"]
+
+
 @lru_cache(maxsize=1)
 def _availability() -> Availability:
+    _show_torch_npu()
     cards = sorted(str(path) for path in Path("/dev").glob("davinci[0-9]*"))
     if importlib.util.find_spec("torch_npu") is None:
         seen = f", though there is a card ({cards[0]})" if cards else ""

@@ -55,6 +55,11 @@ class Device(ABC):
     def availability(cls) -> Availability:
         """Look whether the family can be used; never raises."""
 
+    @classmethod
+    def put_aside(cls) -> None:
+        """Another family was chosen: keep this one's libraries out of the way."""
+        return
+
     @property
     def name(self) -> str:
         """The name a user types: `npu:0`, `cpu`."""
