@@ -138,7 +138,7 @@ def _best() -> Selection:
     for family in FAMILIES:
         found = availability(family)
         if found.count:
-            why = f"the best one here; {'; '.join(passed_over)}" if passed_over else "the best one"
-            return _take(family, 0, f"auto: {why}")
-        passed_over.append(f"no {family}: {found.reason}")
+            why = f"auto: the best one here ({', '.join(passed_over)})" if passed_over else "auto"
+            return _take(family, 0, why)
+        passed_over.append(f"no {family}" + (f": {found.reason}" if found.expected else ""))
     raise DeviceUnavailableError("no device can be used", hint="danqing doctor")

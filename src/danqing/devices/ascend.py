@@ -126,8 +126,9 @@ def _availability() -> Availability:
             count=0,
             reason=f"torch_npu is not installed{seen}",
             hint="install the torch_npu that fits the CANN of this host",
+            expected=bool(cards),
         )
-    answer, text = _ask_child()
+    answer, text = _ask_here() if "torch_npu" in sys.modules else _ask_child()
     if answer is None:
         return _explain(text)
     if not answer["count"]:
@@ -138,8 +139,21 @@ def _availability() -> Availability:
             count=0,
             reason=f"torch_npu works, but no card is visible{setting}; {nodes}",
             hint="check 'npu-smi info'",
+            expected=True,
         )
     return Availability(count=answer["count"], reason=", ".join(answer["chips"]))
+
+
+def _ask_here() -> tuple[dict[str, Any] | None, str]:
+    """Ask the torch_npu that this process has already loaded."""
+    import torch
+
+    try:
+        npu: Any = torch.npu  # type: ignore[attr-defined]  # torch_npu puts it there
+        count = npu.device_count() if npu.is_available() else 0
+        return {"count": count, "chips": [npu.get_device_name(i) for i in range(count)]}, ""
+    except (RuntimeError, AttributeError) as error:
+        return None, str(error)
 
 
 def _ask_child() -> tuple[dict[str, Any] | None, str]:
@@ -167,9 +181,12 @@ def _explain(text: str) -> Availability:
     last = next((line for line in reversed(text.splitlines()) if line.strip()), text).strip()
     for pattern, reason, hint in _FAILURES:
         if re.search(pattern, text):
-            return Availability(count=0, reason=f"{reason} ({last[:200]})", hint=hint)
+            return Availability(
+                count=0, reason=f"{reason} ({last[:200]})", hint=hint, expected=True
+            )
     return Availability(
         count=0,
         reason=f"torch_npu is installed but fails: {last[:300]}",
         hint="python -c 'import torch_npu' shows all of it",
+        expected=True,
     )

@@ -21,11 +21,13 @@ class Availability:
         count: how many devices of the family there are; 0 means unavailable.
         reason: why it is not available, or what was found.
         hint: what would make it available.
+        expected: it is not available, but something on this machine says that it should be.
     """
 
     count: int
     reason: str
     hint: str | None = None
+    expected: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

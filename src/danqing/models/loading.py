@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from danqing.errors import TensorMismatchError
 
@@ -218,10 +219,18 @@ def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
+class _WithoutInitialisation(TorchFunctionMode):
+    """Skips torch's initialisers: on the meta device they do nothing, and take their time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def on_meta(make: Callable[[], Any]) -> Any:
     """Build a module without memory for its weights."""
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # initialisers complain about tensors without data
+    with torch.device("meta"), _WithoutInitialisation():
         return make()
 
 

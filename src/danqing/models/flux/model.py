@@ -82,14 +82,14 @@ class FluxModel(Model):
         """Keep what is needed to make the networks."""
         super().__init__(checkpoint, spec)
         self._pieces: dict[str, dict[str, Piece]] = {}
+        self._checked: dict[str, torch.nn.Module] = {}
 
     def check(self) -> None:
         """Compare the four networks with their files and with each other; look for small files."""
-        modules = {}
         for component in (name for names in self.stages.values() for name in names):
-            modules[component] = self._empty(component)
-            self._match(component, modules[component])
-        _check_fit({name: module.config for name, module in modules.items()})
+            self._checked[component] = self._empty(component)
+            self._match(component, self._checked[component])
+        _check_fit({name: module.config for name, module in self._checked.items()})
         for tokenizer, sets in _TOKENIZER_FILES.items():
             _check_tokenizer_files(self.checkpoint.component(tokenizer), sets)
         try:
@@ -122,9 +122,13 @@ class FluxModel(Model):
     def build(
         self, component: str, *, dtype: str, device: torch.device, on_bytes: OnBytes
     ) -> torch.nn.Module:
-        """Read one network's weights."""
-        module = self._empty(component)
+        """Read one network's weights, and with a text encoder its tokenizer's vocabulary."""
+        module = self._checked.pop(component, None) or self._empty(component)
         pieces = self._pieces.get(component) or self._match(component, module)
+        if component == "text_encoder":
+            _ = self._clip_tokenizer
+        elif component == "text_encoder_2":
+            _ = self._t5_tokenizer
         wanted: torch.dtype = getattr(torch, dtype)
 
         def dtype_of(name: str) -> torch.dtype:

@@ -1,0 +1,50 @@
+# Everything a developer runs. `make test` sets up all it needs on a fresh machine.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OLDEST := .venv-oldest
+JOBS ?= 2
+
+.PHONY: install test test-slow test-oldest check lint types layers docs format bench
+
+install: $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev,docs]"
+	touch $@
+
+test: install  ## all tests but the slow ones
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-slow: install  ## timings, one after the other
+	$(BIN)/python -m pytest -m slow
+
+test-oldest: $(OLDEST)/.installed  ## the suite on the older versions Ascend users have (7 GB of disk)
+	$(OLDEST)/bin/python -m pytest -n $(JOBS)
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet -c constraints-oldest.txt -e ".[dev]"
+	touch $@
+
+check: lint types layers docs  ## all that is no test
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+layers: install
+	$(BIN)/lint-imports
+
+docs: install  ## the reference pages are up to date, and Sphinx has nothing to complain about
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## ratios against diffusers on this machine
+	$(BIN)/python benchmarks/overhead.py
