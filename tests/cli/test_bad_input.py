@@ -357,6 +357,8 @@ REQUESTS: dict[str, tuple[list[str], int, str]] = {
     ),
     "no pictures": (["x", "--num-images", "0"], REQUEST, "num_images_per_prompt"),
     "no batch": (["x", "--batch", "0"], REQUEST, "1 to 64"),
+    "a batch of one": (["x", "--batch", "2"], REQUEST, "--batch has no effect"),
+    "--loop in a dry run": (["--loop", "--dry-run"], REQUEST, "--loop has no effect"),
     "guidance in schnell": (["x", "--guidance_scale", "4.0"], REQUEST, "no guidance embedder"),
     "guidance nan": (["x", "--guidance", "nan"], REQUEST, "guidance_scale"),
     "negative prompt": (["x", "--negative-prompt", "blur"], REQUEST, "no effect"),

@@ -171,7 +171,7 @@ def test_the_plan_is_printed_first_with_reasons(schnell: Path) -> None:
     text = invoke("generate", "a cat", "-m", schnell, "--size", "64x64").stderr
     plan, _, rest = text.partition("load text_encoder")
     assert "FLUX.1-schnell, diffusers folder" in plan
-    assert "auto: the best one here; no cuda: " in plan or "cuda:0" in plan
+    assert "auto: the best one here (no cuda, no npu, no xpu, no mps)" in plan or "cuda:0" in plan
     assert "float32: the transformer is stored so" in plan
     assert "resident: " in plan
     assert rest
@@ -194,6 +194,14 @@ def test_loop_keeps_the_model_and_obeys_commands(schnell: Path) -> None:
     alone = ("--seed", 7, "--size", "96x64", "--steps", 2, "-o", "alone.png", "--device", "cpu")
     invoke("generate", "a dog", "-m", schnell, *alone)
     assert pixels("alone.png") == pixels("l-1.png")
+
+
+def test_loop_paints_what_the_command_line_asks_first(schnell: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text("a boat\n")
+    arguments = ("a cat", "--prompts-file", "prompts", "-m", schnell, "--loop", "--json", "-q")
+    result = invoke("generate", *arguments, "--seed", 1, *SMALL, stdin="\na dog\n")
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [r["request"]["prompt"] for r in records] == ["a cat", "a boat", "a cat", "a dog"]
 
 
 def test_from_makes_the_same_picture_again(schnell: Path, dev: Path) -> None:

@@ -209,7 +209,7 @@ def generate(
 @request_options
 @_guarded
 def show(
-    picture: Annotated[str, typer.Argument(help="A picture danqing made.")],
+    picture: Annotated[str, typer.Argument(metavar="PICTURE", help="A picture danqing made.")],
     json_record: JsonFlag = False,
 ) -> None:
     """Print the record a picture carries: what was asked, and what made it."""

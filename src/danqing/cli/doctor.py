@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,7 @@ _CHECKS = {
     "pictures": "from PIL import Image, features; assert features.check('webp')",
 }
 _SECONDS = 180
+_ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(:|$)")
 _GIB = 2**30
 
 
@@ -114,8 +116,14 @@ def _child(arguments: list[str]) -> tuple[str, str | None]:
         return child.stdout, None
     if child.returncode < 0:
         return child.stdout, f"killed by signal {-child.returncode}"
-    said = [line for line in child.stderr.splitlines() if line.strip()]
-    return child.stdout, said[-1].strip() if said else f"exit status {child.returncode}"
+    return child.stdout, _last_words(child.stderr) or f"exit status {child.returncode}"
+
+
+def _last_words(text: str) -> str:
+    """Return the error a traceback ends with, which may have several lines, as one."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    starts = [number for number, line in enumerate(lines) if _ERROR_LINE.match(line)]
+    return "; ".join(line.strip() for line in lines[starts[-1] if starts else -1 :])
 
 
 def _try_import(code: str) -> str | None:

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.cli.progress import make_listener
-from danqing.errors import CheckpointError, DanqingError, OutputError, RequestError
+from danqing.errors import (
+    CheckpointError,
+    DanqingError,
+    NoEffectError,
+    OutputError,
+    RequestError,
+)
 from danqing.pictures import check_target, fill_template, read_record
 from danqing.request import Request, request_from_record
 
@@ -74,8 +80,9 @@ def run(job: Job) -> None:
     opening, targets = _from_picture(job, settings) if job.from_picture else _plain(job, settings)
     with open_engine(opening) as engine:
         for target in targets:
-            _check_output(engine, target)
-        say = _Printer(quiet=job.quiet)
+            check_target_of(engine, target)
+        _check_effect(job, targets)
+        say = Printer(quiet=job.quiet, as_json=job.json_lines)
         say.plan(engine)
         for note in opening.notes:
             say.note(note)
@@ -91,12 +98,12 @@ def run(job: Job) -> None:
             )
         with make_listener(quiet=job.quiet) as listen:
             engine.load(listen)
+            painter = Painter(engine, job, say, listen)
+            painter.paint_all(targets)
             if job.loop:
                 from danqing.cli.loop import converse
 
-                converse(engine, job, settings, listen)
-            else:
-                _paint_all(engine, targets, job, say, listen)
+                converse(painter, settings)
 
 
 def open_engine(opening: Opening) -> Engine:
@@ -265,36 +272,61 @@ def _device_or_auto(name: str, notes: list[str]) -> str:
 # --- doing it ------------------------------------------------------------------------------------
 
 
-def _check_output(engine: Engine, target: Target) -> None:
+def check_target_of(engine: Engine, target: Target) -> None:
     """Fail before the work if the request or the output name cannot be."""
     request, _ = engine.resolve(target.request)
     path = fill_template(target.output, seed=0, index=0, model=engine.spec.name)
     check_target(path, pixels=(request.width or 0) * (request.height or 0))
 
 
-def _paint_all(
-    engine: Engine, targets: list[Target], job: Job, say: _Printer, listen: Listener | None
-) -> None:
-    total = sum(target.request.num_images_per_prompt for target in targets)
-    saved = 0
-    try:
-        for target in targets:
-            for picture in engine.paint(target.request, batch=job.batch, listen=listen):
-                path = save(engine, picture, target.output, overwrite=job.overwrite)
-                saved += 1
-                say.picture(picture, path, target, as_json=job.json_lines)
-    except (DanqingError, KeyboardInterrupt):
-        if total > 1:
-            print(f"danqing: {saved} of {total} pictures were saved", file=sys.stderr)
-        raise
+def _check_effect(job: Job, targets: list[Target]) -> None:
+    """Refuse options that would change nothing."""
+    if job.loop and job.dry_run:
+        raise NoEffectError("--loop has no effect in a dry run", hint="leave out one of the two")
+    single = all(target.request.num_images_per_prompt == 1 for target in targets)
+    if job.batch > 1 and single and not job.loop:
+        raise NoEffectError(
+            "--batch has no effect: every prompt makes one picture",
+            seen=job.batch,
+            hint="a batch is made of pictures of one prompt: --num-images",
+        )
 
 
-def save(engine: Engine, picture: Picture, output: str, *, overwrite: bool) -> Path:
-    """Write a picture under the name its template gives; return the name really used."""
-    path = fill_template(
-        output, seed=picture.request.seed, index=picture.index, model=engine.spec.name
-    )
-    return picture.save(path, overwrite=overwrite)
+@dataclass(frozen=True)
+class Painter:
+    """Makes the pictures of targets, saves each as soon as it is finished, and says so."""
+
+    engine: Engine
+    job: Job
+    say: Printer
+    listen: Listener | None
+
+    def paint_all(self, targets: list[Target]) -> None:
+        """Paint one target after the other; if it ends early, say how many pictures there are."""
+        total = sum(target.request.num_images_per_prompt for target in targets)
+        saved = 0
+        try:
+            for target in targets:
+                for _ in self.paint(target):
+                    saved += 1
+        except (DanqingError, KeyboardInterrupt):
+            if total > 1:
+                print(f"danqing: {saved} of {total} pictures were saved", file=sys.stderr)
+            raise
+
+    def paint(self, target: Target) -> Iterator[Path]:
+        """Yield the file of each picture when it is written."""
+        pictures = self.engine.paint(target.request, batch=self.job.batch, listen=self.listen)
+        for picture in pictures:
+            path = fill_template(
+                target.output,
+                seed=picture.request.seed,
+                index=picture.index,
+                model=self.engine.spec.name,
+            )
+            path = picture.save(path, overwrite=self.job.overwrite)
+            self.say.picture(picture, path, target)
+            yield path
 
 
 def _print_dry_run(engine: Engine, targets: list[Target], *, as_json: bool) -> None:
@@ -330,23 +362,28 @@ def describe(request: Request) -> str:
     return ", ".join(parts)
 
 
-class _Printer:
-    """What the command says besides the pictures; the plan and notes go to standard error."""
+class Printer:
+    """What the command says: pictures on standard output, plan and notes on standard error."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, as_json: bool) -> None:
+        """Choose how much is said, and in what form."""
         self.quiet = quiet
+        self.as_json = as_json
         self._batches_said: set[int] = set()
 
     def plan(self, engine: Engine) -> None:
+        """Say what will happen."""
         if self.quiet:
             return
         for label, text in engine.plan.lines():
             print(f"{label:<18} {text}", file=sys.stderr)
 
     def note(self, text: str) -> None:
+        """Say what the user should know."""
         print(f"danqing: note: {text}", file=sys.stderr)
 
-    def picture(self, picture: Picture, path: Path, target: Target, *, as_json: bool) -> None:
+    def picture(self, picture: Picture, path: Path, target: Target) -> None:
+        """Say that a picture is written, and what was notable about it."""
         for note in picture.notes if picture.index == 0 else ():
             self.note(note)
         self._batch(picture.provenance.batch)
@@ -356,7 +393,7 @@ class _Printer:
             self.note(
                 "the same picture, bit for bit" if same else "the pixels differ from the original"
             )
-        if as_json:
+        if self.as_json:
             extra = {} if same is None else {"identical": same}
             print(json.dumps({"file": str(path), **extra, **picture.record()}, ensure_ascii=False))
         else:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from danqing.cli.generate import DEFAULT_OUTPUT, describe, save
+from danqing.cli.generate import DEFAULT_OUTPUT, Target, check_target_of, describe
 from danqing.cli.options import flags, setting_names, setting_type
 from danqing.errors import DanqingError, RequestError
-from danqing.pictures import check_target, fill_template
+from danqing.pictures import fill_template
 from danqing.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-    from danqing.cli.generate import Job
-    from danqing.engine import Engine
-    from danqing.request import Listener
+    from danqing.cli.generate import Painter
 
 HELP = """type a prompt, or one of
   /seed 7           set a setting: /{names}
@@ -29,13 +26,9 @@ HELP = """type a prompt, or one of
 an empty line paints the last prompt again"""
 
 
-def converse(
-    engine: Engine, job: Job, settings: Mapping[str, Any], listen: Listener | None
-) -> None:
+def converse(painter: Painter, settings: Mapping[str, Any]) -> None:
     """Read lines until /quit or the end; an error ends a picture, not the loop."""
-    talk = _Talk(engine, job, dict(settings), listen)
-    for prompt in job.prompts:
-        talk.guard(talk.paint, prompt)
+    talk = _Talk(painter, dict(settings))
     terminal = sys.stdin.isatty()
     if terminal:
         print("a prompt, or /help", file=sys.stderr)
@@ -48,16 +41,13 @@ def converse(
 
 
 class _Talk:
-    def __init__(
-        self, engine: Engine, job: Job, settings: dict[str, Any], listen: Listener | None
-    ) -> None:
+    def __init__(self, painter: Painter, settings: dict[str, Any]) -> None:
         self.over = False
-        self._engine = engine
-        self._job = job
+        self._painter = painter
+        self._engine = painter.engine
         self._settings = settings
-        self._listen = listen
-        self._output = job.output or DEFAULT_OUTPUT
-        self._prompt = ""
+        self._output = painter.job.output or DEFAULT_OUTPUT
+        self._prompt = painter.job.prompts[-1] if painter.job.prompts else ""
         self._names = {
             flag.removeprefix("--"): name for name in setting_names() for flag in flags(name)
         }
@@ -82,16 +72,11 @@ class _Talk:
 
     def paint(self, prompt: str) -> None:
         """Paint with the settings of now."""
-        request = Request(prompt=prompt, **self._settings)
-        resolved, _ = self._engine.resolve(request)
-        target = fill_template(self._output, seed=0, index=0, model=self._engine.spec.name)
-        check_target(target, pixels=(resolved.width or 0) * (resolved.height or 0))
+        target = Target(request=Request(prompt=prompt, **self._settings), output=self._output)
+        check_target_of(self._engine, target)
         self._prompt = prompt
-        for picture in self._engine.paint(request, batch=self._job.batch, listen=self._listen):
-            path: Path = save(self._engine, picture, self._output, overwrite=self._job.overwrite)
-            print(path, flush=True)
-            for note in picture.notes if picture.index == 0 else ():
-                print(f"danqing: note: {note}", file=sys.stderr)
+        for _ in self._painter.paint(target):
+            pass
 
     def _command(self, word: str, value: str) -> None:
         if word in ("quit", "q", "exit"):

@@ -55,7 +55,7 @@ def identify(checkpoint: Checkpoint) -> ModelSpec | None:
         return None
     _refuse_conditioned(checkpoint, transformer)
     guided = _GUIDANCE[transformer.style] in transformer.entries
-    return _spec(guided=guided, multiple=_size_multiple(checkpoint))
+    return spec(guided=guided, multiple=_size_multiple(checkpoint))
 
 
 def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
@@ -65,7 +65,11 @@ def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
     return FluxModel(checkpoint, spec)
 
 
-def _spec(*, guided: bool, multiple: int) -> ModelSpec:
+def spec(*, guided: bool, multiple: int = 16) -> ModelSpec:
+    """Return what schnell or, with a guidance embedder, a dev type takes.
+
+    Steps and tokens are those of the BFL release; the guidance of 3.5 is the model card's.
+    """
     no_effect = {
         "negative_prompt": "FLUX.1 has no classifier-free guidance, so nothing is steered away from"
     }

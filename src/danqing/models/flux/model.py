@@ -43,6 +43,7 @@ _TOKENIZER_FILES = {
     "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
 }
+_SHOWN = 100
 _ONE_STEP = Request(prompt="a", num_inference_steps=1)
 _T5_TIED = ("shared.weight", "encoder.embed_tokens.weight")
 
@@ -350,9 +351,9 @@ class FluxModel(Model):
         if len(ids) <= limit:
             return ()
         lost = self._t5_tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True)
-        return (
-            f"the prompt has {len(ids)} tokens and only {limit} are read; not read: {lost[:200]!r}",
-        )
+        if len(lost) > 2 * _SHOWN:
+            lost = f"{lost[:_SHOWN]} ... {lost[-_SHOWN:]}"
+        return (f"the prompt has {len(ids)} tokens and only {limit} are read; not read: {lost!r}",)
 
 
 def _check_fit(part: Mapping[str, Any]) -> None:

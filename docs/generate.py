@@ -1,0 +1,116 @@
+"""Write the reference pages from the code, or with --check see that they are up to date.
+
+python docs/generate.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+HEAD = "<!-- Written by docs/generate.py from the code; do not edit. -->\n\n"
+COMMANDS = ("generate", "show", "doctor")
+SIGNALS = [(130, "Ctrl-C (SIGINT)"), (143, "SIGTERM")]
+
+
+def errors_page() -> Iterator[str]:
+    from danqing.errors import DanqingError
+
+    yield "# Errors and exit codes\n"
+    yield (
+        "Every error says what happened, the value seen, what is allowed, and what to do next. The "
+        "command line prints it on standard error and exits with the code below; `--debug` adds "
+        "the traceback. The Python library raises the class. Exit code 0 is success, 1 is a bug in "
+        "danqing, and 2 is also what a mistyped option gives.\n"
+    )
+    yield "| class | exit code | HTTP status | meaning |\n|---|---|---|---|"
+    yield from _error_rows(DanqingError, 0)
+    yield "\nInterrupted from outside:\n\n| exit code | reason |\n|---|---|"
+    for code, reason in SIGNALS:
+        yield f"| {code} | {reason}; pictures finished before stay, nothing half-written is left |"
+
+
+def _error_rows(kind: Any, depth: int) -> Iterator[str]:
+    name = f"{'&nbsp;&nbsp;' * depth}`{kind.__name__}`"
+    meaning = (kind.__doc__ or "").split("\n")[0]
+    yield f"| {name} | {kind.exit_code} | {kind.http_status} | {meaning} |"
+    for child in kind.__subclasses__():
+        yield from _error_rows(child, depth + 1)
+
+
+def settings_page() -> Iterator[str]:
+    from danqing.cli.options import flags
+    from danqing.models.flux import spec
+    from danqing.request import Request, allowed_range
+
+    yield "# Settings of a request\n"
+    yield (
+        "The fields of `danqing.Request`, their flags on the command line (underscores and dashes "
+        "are the same), and keys of a JSON line in a prompts file. A setting that a model would "
+        "ignore is refused when it is given.\n"
+    )
+    specs = [spec(guided=False), spec(guided=True)]
+    titles = " | ".join(f"{one.title}" for one in specs)
+    yield f"| setting | flags | allowed | {titles} | meaning |"
+    yield "|---|---|---|" + "---|" * len(specs) + "---|"
+    for name, field in Request.model_fields.items():
+        shown = (
+            "`PROMPT`, `--prompt`" if name == "prompt" else ", ".join(f"`{f}`" for f in flags(name))
+        )
+        cells = " | ".join(_default(one, name, field.default) for one in specs)
+        allowed = allowed_range(name) or "text"
+        yield f"| `{name}` | {shown} | {allowed} | {cells} | {field.description} |"
+
+
+def _default(spec: Any, name: str, general: Any) -> str:
+    if name in spec.no_effect:
+        return "refused"
+    value = spec.defaults.get(name, general)
+    if name == "prompt":
+        return "required"
+    return "random" if name == "seed" else str(value)
+
+
+def commands_page() -> Iterator[str]:
+    from typer.testing import CliRunner
+
+    from danqing.cli import app
+
+    yield "# Commands\n"
+    yield "Underscores and dashes in option names are the same: `--model_path` is `--model-path`.\n"
+    for words in [[], *([command] for command in COMMANDS)]:
+        title = " ".join(["danqing", *words])
+        text = CliRunner().invoke(app, [*words, "--help"], prog_name="danqing").stdout
+        lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
+        yield f"## {title}\n\n```text\n{lines}\n```\n"
+
+
+PAGES = {"errors": errors_page, "settings": settings_page, "commands": commands_page}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if they differ")
+    options = parser.parse_args()
+    os.environ |= {"COLUMNS": "88", "NO_COLOR": "1"}
+    stale = []
+    for name, make in PAGES.items():
+        path = HERE / "reference" / f"{name}.md"
+        text = HEAD + "\n".join(make()).rstrip() + "\n"
+        if not path.exists() or path.read_text("utf-8") != text:
+            stale.append(path.name)
+            if not options.check:
+                path.write_text(text, "utf-8")
+    if options.check and stale:
+        sys.exit(f"out of date: {', '.join(stale)}; run 'python docs/generate.py'")
+
+
+if __name__ == "__main__":
+    main()
