@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,7 +42,8 @@ def request_options(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         command(*args, **kwargs)
 
-    hints = get_type_hints(inspect.unwrap(command), include_extras=True)
+    # not typing.get_type_hints: up to Python 3.10 it hides the option inside Optional[...]
+    hints = inspect.get_annotations(inspect.unwrap(command), eval_str=True)
     own = inspect.signature(command).parameters.values()
     parameters = [
         parameter.replace(annotation=hints[parameter.name])
