@@ -396,8 +396,8 @@ class Printer:
         if self.as_json:
             extra = {} if same is None else {"identical": same}
             print(json.dumps({"file": str(path), **extra, **picture.record()}, ensure_ascii=False))
-        else:
-            print(path)
+        elif self.quiet or not (sys.stdout.isatty() and sys.stderr.isatty()):
+            print(path)  # at a terminal the line below says it too
         sys.stdout.flush()
         if not self.quiet:
             print(f"{path}: {describe(picture.request)}; {_costs(picture)}", file=sys.stderr)

@@ -26,8 +26,11 @@ def make_listener(*, quiet: bool) -> Iterator[Listener | None]:
     if quiet:
         yield None
     elif sys.stderr.isatty():
-        with _bars() as bars:
-            yield _BarListener(bars)
+        listener = _BarListener()
+        try:
+            yield listener
+        finally:
+            listener.stop()
     else:
         yield _PlainListener()
 
@@ -56,26 +59,34 @@ class _PlainListener:
 
 
 class _BarListener:
-    def __init__(self, bars: Bars) -> None:
-        self._bars = bars
-        self._tasks: dict[tuple[str, str, float], TaskID] = {}
+    """Shows a bar while an item is under way, and only then: between items the terminal is free."""
+
+    def __init__(self) -> None:
         self._item: tuple[str, str] | None = None
-        self._number = 0
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
 
     def __call__(self, progress: Progress) -> None:
         item = (progress.stage, progress.item)
-        if item != self._item:
-            self._item, self._number = item, self._number + 1
-        key = (*item, self._number)
-        if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task(f"{item[0]} {item[1]}", total=progress.total)
+        if self._bars is None or self._task is None or item != self._item:
+            self.stop()
+            self._item = item
+            self._bars = _bars(transient=progress.stage == "denoise")
+            self._task = self._bars.add_task(" ".join(item), total=progress.total, text="")
+            self._bars.start()
         text = describe(progress).partition(": ")[2]
-        self._bars.update(self._tasks[key], completed=progress.done, text=text)
+        self._bars.update(self._task, completed=progress.done, text=text)
         if progress.done >= progress.total:
-            self._item = None
+            self.stop()
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars = self._task = self._item = None
 
 
-def _bars() -> Bars:
+def _bars(*, transient: bool) -> Bars:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -84,4 +95,6 @@ def _bars() -> Bars:
         BarColumn(bar_width=24),
         TextColumn("{task.fields[text]}"),
         console=Console(stderr=True),
+        transient=transient,
+        redirect_stdout=False,  # the records on standard output may go into a file
     )

@@ -7,7 +7,7 @@ folder or file, and returns components under diffusers' names.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,12 @@ _TOKENIZERS = {
     "tokenizer_2": (("spiece.model",), re.compile(r"T5Tokenizer")),
     "tokenizer": (("vocab.json", "merges.txt"), re.compile(r"CLIPTokenizer")),
 }
+_ENCODER_OF = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+_MODEL_TYPES = {
+    "t5": "text_encoder_2",
+    "clip": "text_encoder",
+    "clip_text_model": "text_encoder",
+}
 _SMALL = re.compile(r"(Tokenizer(Fast)?|Scheduler|Processor(Fast)?|Extractor)$")
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors$")
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
@@ -66,12 +72,12 @@ class Layout:
     Attributes:
         name: as shown to the user.
         matches: whether a place (a folder or a file that exists) is of this layout.
-        read: the components found there.
+        read: the components found there, given the names of those that come from elsewhere.
     """
 
     name: str
     matches: Callable[[Path], bool]
-    read: Callable[[Path], dict[str, Component]]
+    read: Callable[[Path, frozenset[str]], dict[str, Component]]
 
 
 def open_checkpoint(
@@ -100,12 +106,15 @@ def open_checkpoint(
     layout = next((row for row in LAYOUTS if row.matches(place)), None)
     if layout is None:
         raise _nothing_recognised(place)
-    parts = layout.read(place)
     overrides = {
-        name: Path(where).expanduser().absolute() for name, where in (components or {}).items()
+        ALIASES.get(name, name): Path(where).expanduser().absolute()
+        for name, where in (components or {}).items()
     }
+    given: dict[str, Component] = {}
     for name, where in overrides.items():
-        parts |= _read_override(name, where)
+        found = _read_override(name, where)  # an encoder's folder may hold its tokenizer too
+        given |= {key: part for key, part in found.items() if key == name or key not in overrides}
+    parts = layout.read(place, frozenset(given)) | given
     index = place / "model_index.json"
     return Checkpoint(
         path=place,
@@ -128,7 +137,7 @@ def _is_diffusers_folder(place: Path) -> bool:
     return any((place / name).is_dir() for name in ("transformer", "unet")) or not _loose(place)
 
 
-def _read_diffusers_folder(place: Path) -> dict[str, Component]:
+def _read_diffusers_folder(place: Path, elsewhere: frozenset[str]) -> dict[str, Component]:
     components = {}
     for name, row in read_json(place / "model_index.json").items():
         if name.startswith("_") or not isinstance(row, list) or len(row) != 2 or None in row:  # noqa: PLR2004
@@ -136,7 +145,7 @@ def _read_diffusers_folder(place: Path) -> dict[str, Component]:
         library, class_name = map(str, row)
         if not re.fullmatch(r"\w+", name):
             raise CheckpointDamagedError("model_index.json names an odd component", seen=name)
-        if not (place / name).is_dir():
+        if name in elsewhere or not (place / name).is_dir():
             continue  # said when it is asked for: it may come from --component
         if _SMALL.search(class_name):
             components[name] = _small(name, place / name)
@@ -236,22 +245,28 @@ def _is_bfl_files(place: Path) -> bool:
     )
 
 
-def _read_bfl_files(place: Path) -> dict[str, Component]:
+def _read_bfl_files(place: Path, elsewhere: frozenset[str]) -> dict[str, Component]:
     folder = place if place.is_dir() else place.parent
-    found: dict[str, list[Component]] = {}
-    for path in [place] if place.is_file() else []:
-        for part in _read_part(path):
-            found.setdefault(part.name, []).append(part)
     beside = [*_loose(folder), *sorted(child for child in folder.iterdir() if child.is_dir())]
+    found: dict[str, list[Component]] = {}
     for path in beside:
-        for part in _read_part(path):
-            if place.is_file() and part.name == "transformer":
-                continue  # the file named is the transformer meant
+        for part in _read_part(path, elsewhere):
             found.setdefault(part.name, []).append(part)
-    return {name: _only(name, parts, folder) for name, parts in found.items()}
+    if place.is_file():  # then it is the transformer meant, whatever lies beside it
+        found["transformer"] = _read_part(place, elsewhere)
+    chosen = {name: _only(name, parts, folder) for name, parts in found.items() if "_enc" in name}
+    for name, parts in found.items():
+        encoder = chosen.get(_ENCODER_OF.get(name, ""))
+        home = [part for part in parts if encoder and part.folder == encoder.folder]
+        chosen[name] = _only(name, home or parts, folder)
+    return chosen
 
 
 def _only(name: str, parts: list[Component], folder: Path) -> Component:
+    """Return the one candidate, or the only one in the BFL release's own names."""
+    native = [part for part in parts if part.style == "bfl"]
+    if len(native) == 1:
+        return native[0]
     if len(parts) > 1:
         places = [str(part.files[0] if part.files else part.folder) for part in parts]
         raise CheckpointError(
@@ -286,35 +301,38 @@ def _signature(tensors: Mapping[str, object]) -> tuple[str, str] | None:
     return None
 
 
-def _read_part(path: Path) -> list[Component]:
+def _read_part(path: Path, elsewhere: frozenset[str] = frozenset()) -> list[Component]:
     """Return the components a file or a flat folder holds; nothing if it is something else."""
-    if path.is_file():
-        recognised = _recognise(path)
-        if recognised is None:
-            return []
-        name, style = recognised
-        beside = path.parent / "config.json"
-        config = read_json(beside) if style != "bfl" and beside.is_file() else None
-        return [Component(name=name, style=style, folder=path.parent, files=(path,), config=config)]
+    parts = [_read_file(path)] if path.is_file() else _read_folder(path, elsewhere)
+    return [part for part in parts if part and part.name not in elsewhere]
+
+
+def _read_file(path: Path) -> Component | None:
+    recognised = _recognise(path)
+    if recognised is None:
+        return None
+    name, style = recognised
+    beside = path.parent / "config.json"
+    config = read_json(beside) if style != "bfl" and beside.is_file() else None
+    return Component(name=name, style=style, folder=path.parent, files=(path,), config=config)
+
+
+def _read_folder(path: Path, elsewhere: frozenset[str]) -> list[Component]:
     parts = [
         Component(name=name, style="files", folder=path)
         for name in _TOKENIZERS
         if _is_tokenizer(name, path)
     ]
-    has_weights = any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json"))
-    if (path / "config.json").is_file() and (has_weights or not parts):
-        network = _network("this folder", "transformers", path) if has_weights else None
-        recognised = _signature(network.entries) if network else None
-        if network and recognised:
-            parts.append(
-                Component(
-                    name=recognised[0],
-                    style=recognised[1],
-                    folder=path,
-                    files=network.files,
-                    config=network.config,
-                )
-            )
+    if not (path / "config.json").is_file():
+        return parts
+    config = read_json(path / "config.json")
+    expected = _MODEL_TYPES.get(str(config.get("model_type")), "")
+    if expected in elsewhere or not (expected or any(path.glob("*.safetensors*"))):
+        return parts
+    network = _network(expected or path.name, "transformers", path)
+    recognised = _signature(network.entries)
+    if recognised:
+        parts.append(replace(network, name=recognised[0], style=recognised[1]))
     return parts
 
 
@@ -329,7 +347,7 @@ def _is_tokenizer(name: str, folder: Path) -> bool:
 
 
 def _read_override(name: str, place: Path) -> dict[str, Component]:
-    wanted = ALIASES.get(name, name)
+    wanted = name
     allowed = {row[0] for row in SIGNATURES} | set(_TOKENIZERS) | {"scheduler"}
     if wanted not in allowed:
         raise RequestError(
@@ -351,8 +369,8 @@ def _read_override(name: str, place: Path) -> dict[str, Component]:
             f"this is no {name}",
             seen=f"{place}: {', '.join(parts) or 'nothing that danqing recognises'}",
         )
-    tokenizer = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}.get(wanted)
-    return {key: part for key, part in parts.items() if key in (wanted, tokenizer)}
+    wanted_too = [name for name, encoder in _ENCODER_OF.items() if encoder == wanted]
+    return {key: part for key, part in parts.items() if key in (wanted, *wanted_too)}
 
 
 def _nothing_recognised(place: Path) -> CheckpointError:

@@ -101,6 +101,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
 
 def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
     """Name the well-known things that are found under a weights file's name."""
+    if start[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{":
+        return  # a header begins here; the length before it may look like anything
     text = start.lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointDamagedError(
