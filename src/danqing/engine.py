@@ -196,7 +196,11 @@ class Engine:
                 request=request,
                 index=index,
                 stages=tuple(costs),
-                provenance=replace(self._origin, noise_sha256=_digest(draw), batch=bits),
+                provenance=replace(
+                    self._origin,
+                    noise_sha256=_digest(draw),
+                    batch={**bits, "position": index - indexes[0]},
+                ),
                 notes=work.notes,
             )
             for index, request, draw, image in zip(indexes, requests, noise, images, strict=True)
@@ -490,4 +494,5 @@ def _versions() -> dict[str, str]:
     for library in _LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
+    versions["torch"] = str(devices.import_torch().__version__)  # with its build: +cpu, +cu128
     return versions

@@ -67,7 +67,7 @@ def fill_template(template: str, **values: object) -> Path:
             allowed=" ".join("{" + field + "}" for field in FIELDS),
         )
     try:
-        return Path(template.format(**values))
+        return Path(template.format(**values)).expanduser()
     except (ValueError, TypeError) as error:
         raise RequestError("the output name cannot be filled in", seen=template) from error
 
@@ -139,7 +139,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """
     from PIL import Image, UnidentifiedImageError
 
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         with Image.open(path) as image:
             text = image.info.get(RECORD_KEY) or _user_comment(image.getexif())

@@ -11,7 +11,7 @@ from danqing.errors import DoesNotFitError, DtypeError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from danqing.devices import Device, Selection
+    from danqing.devices import Device, Memory, Selection
     from danqing.models.base import Model, ModelSpec
     from danqing.weights import Checkpoint
 
@@ -206,8 +206,9 @@ def _place(
         return "resident", f"{size(total)} of weights; the device does not say what is free"
     usable = int(memory.free_bytes * (1 - RESERVE))
     free = f"{size(memory.free_bytes)} free, a tenth of it kept for activations"
+    mapped = sum(part.bytes for part in components if part.mapped)
     if total <= usable:
-        return "resident", f"{size(total)} of weights in memory, {free}"
+        return "resident", _in_words(total, mapped, memory, free)
     stages = {stage: sum(taken[name] for name in names) for stage, names in model.stages.items()}
     largest = max(stages, key=lambda stage: stages[stage])
     if stages[largest] <= usable:
@@ -221,3 +222,13 @@ def _place(
         allowed=f"{size(usable)} ({free})",
         hint="a smaller dtype, or a device with more memory",
     )
+
+
+def _in_words(taken: int, mapped: int, memory: Memory, free: str) -> str:
+    text = f"{size(taken)} of weights in memory, {free}"
+    if not mapped:
+        return text
+    text += f"; {size(mapped)} mapped from disk"
+    if taken + mapped > memory.free_bytes:
+        text += ", more than is free: parts of it are read again in every step"
+    return text

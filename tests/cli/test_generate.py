@@ -160,6 +160,7 @@ def test_a_dry_run_touches_no_weights_and_writes_nothing(tmp_path: Path) -> None
     assert sizes["transformer"] == 2 * 11_901_408_320
     assert sizes["text_encoder_2"] == 2 * 4_762_310_656
     assert "shifted by resolution" in row["plan"]["assumptions"][0]
+    assert "31.25 GiB mapped from disk" in row["plan"]["placement_reason"]
     assert sorted(tmp_path.rglob("*")) == before
     assert (
         "would paint 992x496, 50 steps, seed random, guidance 3.5"
@@ -228,6 +229,18 @@ def test_from_makes_the_same_picture_again(schnell: Path, dev: Path) -> None:
     assert "identical" not in record
     text = invoke("generate", "--from", "p-5.png", "-m", dev, "--dtype", "float32", code=3).stderr
     assert "these are not the weights" in text
+
+
+def test_from_makes_a_picture_of_a_batch_again(dev: Path, tmp_path: Path) -> None:
+    arguments = ("a cat", "-m", dev, "--seed", 1, "--steps", 2, "--num-images", 5, "--batch", 3)
+    invoke("generate", *arguments, "-o", "{index}.png", *SMALL)
+    for index in range(5):
+        result = invoke(
+            "generate", "--from", f"{index}.png", "-o", "again.png", "--overwrite", "--json"
+        )
+        [line] = result.stdout.splitlines()
+        assert json.loads(line)["identical"] is True
+        assert json.loads(line)["request"]["seed"] == 1 + index
 
 
 def test_from_says_when_the_pixels_differ(schnell: Path, tmp_path: Path) -> None:

@@ -52,6 +52,17 @@ def test_a_download_without_the_transformer_folder(both: Path, expected: bytes) 
     assert paint(both) == expected
 
 
+def test_a_folder_saved_by_the_pipeline_itself(
+    schnell: Path, tmp_path: Path, expected: bytes
+) -> None:
+    """Its tokenizers are rewritten by whatever transformers is installed."""
+    from diffusers import FluxPipeline
+
+    pipe = FluxPipeline.from_pretrained(schnell, local_files_only=True)
+    pipe.save_pretrained(tmp_path / "saved")
+    assert paint(tmp_path / "saved") == expected
+
+
 def test_the_index_file_stands_for_its_folder(schnell: Path, expected: bytes) -> None:
     assert paint(schnell / "model_index.json") == expected
 

@@ -55,10 +55,20 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One request, where its pictures go, and the pixels expected of it if they are known."""
+    """One request and where its pictures go.
+
+    Attributes:
+        request: what to paint.
+        output: template of the file names.
+        batch: pictures computed together.
+        only: the one picture to keep; the others are there to make its batch what it was.
+        expected_sha256: digest of the pixels, where they are known.
+    """
 
     request: Request
     output: str
+    batch: int
+    only: int | None = None
     expected_sha256: str | None = None
 
 
@@ -159,13 +169,13 @@ def _plain(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]
 def _targets(job: Job, settings: Mapping[str, Any]) -> Iterator[Target]:
     output = job.output or DEFAULT_OUTPUT
     for prompt in job.prompts:
-        yield Target(request=Request(prompt=prompt, **settings), output=output)
+        yield Target(request=Request(prompt=prompt, **settings), output=output, batch=job.batch)
     if job.prompts_file is not None:
         for number, line in read_prompts(job.prompts_file):
             row = {**settings, **line}
             place = row.pop("output_image", output)
             try:
-                yield Target(request=Request(**row), output=str(place))
+                yield Target(request=Request(**row), output=str(place), batch=job.batch)
             except RequestError as error:
                 error.what = f"{job.prompts_file}, line {number}: {error.what}"
                 raise
@@ -177,7 +187,7 @@ def read_prompts(place: str) -> Iterator[tuple[int, dict[str, Any]]]:
     A line that begins with `{` is a JSON object with at least a prompt; any other is a prompt.
     """
     try:
-        text = sys.stdin.read() if place == "-" else Path(place).read_text("utf-8-sig")
+        text = sys.stdin.read() if place == "-" else Path(place).expanduser().read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError("the prompts file cannot be read", seen=f"{place}: {error}") from error
     for number, line in enumerate(text.splitlines(), start=1):
@@ -235,6 +245,8 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         place, fingerprint = model["path"], model["fingerprint"]
         components = dict(model["components"])
         sha256 = record["picture"]["pixels_sha256"]
+        size, position = origin["batch"]["size"], origin["batch"]["position"]
+        threads = origin["device"]["threads"]
     except (KeyError, TypeError) as error:
         raise OutputError(
             "the picture's record is damaged", seen=f"{job.from_picture}: no {error}"
@@ -249,12 +261,27 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         fingerprint=fingerprint,
         notes=notes,
     )
-    target = Target(
-        request=request.replace(**settings),
-        output=job.output or DEFAULT_OUTPUT,
-        expected_sha256=None if changed else sha256,
-    )
-    return opening, [target]
+    output = job.output or DEFAULT_OUTPUT
+    if changed:
+        return opening, [Target(request=request.replace(**settings), output=output, batch=1)]
+    _note_threads(threads, notes)
+    # the last bits may depend on the batch, so it is made as it was
+    batch = request.replace(seed=(request.seed or 0) - position, num_images_per_prompt=size)
+    return opening, [
+        Target(request=batch, output=output, batch=size, only=position, expected_sha256=sha256)
+    ]
+
+
+def _note_threads(made_with: int | None, notes: list[str]) -> None:
+    if made_with is None:
+        return
+    from danqing import devices
+
+    here = devices.select("cpu").device.threads
+    if made_with != here:
+        notes.append(
+            f"the picture was made with {made_with} threads, here are {here}: the bits may differ"
+        )
 
 
 def _device_or_auto(name: str, notes: list[str]) -> str:
@@ -284,7 +311,7 @@ def _check_effect(job: Job, targets: list[Target]) -> None:
     if job.loop and job.dry_run:
         raise NoEffectError("--loop has no effect in a dry run", hint="leave out one of the two")
     single = all(target.request.num_images_per_prompt == 1 for target in targets)
-    if job.batch > 1 and single and not job.loop:
+    if job.batch > 1 and (single or job.from_picture) and not job.loop:
         raise NoEffectError(
             "--batch has no effect: every prompt makes one picture",
             seen=job.batch,
@@ -303,7 +330,10 @@ class Painter:
 
     def paint_all(self, targets: list[Target]) -> None:
         """Paint one target after the other; if it ends early, say how many pictures there are."""
-        total = sum(target.request.num_images_per_prompt for target in targets)
+        total = sum(
+            1 if target.only is not None else target.request.num_images_per_prompt
+            for target in targets
+        )
         saved = 0
         try:
             for target in targets:
@@ -316,8 +346,10 @@ class Painter:
 
     def paint(self, target: Target) -> Iterator[Path]:
         """Yield the file of each picture when it is written."""
-        pictures = self.engine.paint(target.request, batch=self.job.batch, listen=self.listen)
+        pictures = self.engine.paint(target.request, batch=target.batch, listen=self.listen)
         for picture in pictures:
+            if target.only not in (None, picture.index):
+                continue
             path = fill_template(
                 target.output,
                 seed=picture.request.seed,

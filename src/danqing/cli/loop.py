@@ -72,7 +72,8 @@ class _Talk:
 
     def paint(self, prompt: str) -> None:
         """Paint with the settings of now."""
-        target = Target(request=Request(prompt=prompt, **self._settings), output=self._output)
+        request = Request(prompt=prompt, **self._settings)
+        target = Target(request=request, output=self._output, batch=self._painter.job.batch)
         check_target_of(self._engine, target)
         self._prompt = prompt
         for _ in self._painter.paint(target):

@@ -153,7 +153,7 @@ class FluxModel(Model):
         clip_ids = self._clip_tokenizer(
             [request.prompt],
             padding="max_length",
-            max_length=CLIP_TOKENS,
+            max_length=min(CLIP_TOKENS, clip.config.max_position_embeddings),
             truncation=True,
             return_tensors="pt",
         ).input_ids
