@@ -160,7 +160,7 @@ def test_a_dry_run_touches_no_weights_and_writes_nothing(tmp_path: Path) -> None
     assert sizes["transformer"] == 2 * 11_901_408_320
     assert sizes["text_encoder_2"] == 2 * 4_762_310_656
     assert "shifted by resolution" in row["plan"]["assumptions"][0]
-    assert "31.25 GiB mapped from disk" in row["plan"]["placement_reason"]
+    assert "31.27 GiB mapped from disk" in row["plan"]["placement_reason"]
     assert sorted(tmp_path.rglob("*")) == before
     assert (
         "would paint 992x496, 50 steps, seed random, guidance 3.5"
