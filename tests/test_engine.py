@@ -191,6 +191,27 @@ def test_what_does_not_fit_at_once_is_staged(
     ]
 
 
+def test_a_staged_engine_keeps_nothing_after_an_error(
+    schnell: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_memory(monkeypatch, 5 * 2**20)
+    with danqing.open(schnell, device="cpu") as staged:
+        monkeypatch.setattr(staged._model, "denoise", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            staged.generate("a cat", **SMALL)
+        assert staged._modules == {}
+
+
+def test_reading_beforehand_is_paid_by_the_first_picture(schnell: Path) -> None:
+    with danqing.open(schnell, device="cpu") as engine:
+        engine.load()
+        first, second = (engine.generate("a cat", **SMALL).stages for _ in range(2))
+        weights = [w for module in engine._modules.values() for w in module.parameters()]
+        assert not any(weight.is_inference() for weight in weights)
+    assert [cost.name for cost in first] == ["load", "load", "load", "encode", "denoise", "decode"]
+    assert [cost.name for cost in second] == ["encode", "denoise", "decode"]
+
+
 def test_what_does_not_fit_at_all_is_refused(
     schnell: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,10 +136,14 @@ def write_diffusers(
 ) -> Path:  # fmt: skip
     """Write a toy as a diffusers folder, with diffusers' and transformers' own writers."""
     from diffusers import FlowMatchEulerDiscreteScheduler
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
     for name, network in make_networks(guided=guided, seed=seed).items():
-        network.to(dtype).save_pretrained(folder / name, max_shard_size=max_shard_size)
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(dtype)
+        network.save_pretrained(folder / name, max_shard_size=max_shard_size)
     schedule = DEV_SCHEDULE if guided else SCHNELL_SCHEDULE
     FlowMatchEulerDiscreteScheduler(**schedule).save_pretrained(folder / "scheduler")
     write_clip_tokenizer(folder / "tokenizer")

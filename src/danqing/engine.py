@@ -65,6 +65,7 @@ class Engine:
         self._model = model
         self._device = device
         self._modules: dict[str, Any] = {}
+        self._loads: list[StageCost] = []
         self._batch_bits: dict[tuple[int, ...], dict[str, Any]] = {}
 
     @classmethod
@@ -112,7 +113,7 @@ class Engine:
         if self.plan.placement == "resident":
             self._device.prepare()
             for stage in self._model.stages:
-                self._load_stage(stage, [], listen)
+                self._load_stage(stage, self._loads, listen)
 
     def generate(
         self,
@@ -157,15 +158,19 @@ class Engine:
         # 1. What is asked, with every default filled in.
         request, notes = self.resolve(self._with_seed(request))
         self._device.prepare()
-        # 2. The prompt becomes conditioning, once for all its pictures.
-        costs: list[StageCost] = []
-        conditioning, more = self._encode(request, costs, listen)
-        work = _Work(request, conditioning, notes + more, listen)
-        # 3. Noise becomes latents becomes pixels, one picture or batch after the other.
-        for first in range(0, request.num_images_per_prompt, batch):
-            indexes = range(first, min(first + batch, request.num_images_per_prompt))
-            yield from self._paint_batch(work, indexes, costs)
-            costs = [cost for cost in costs if cost.name == "encode"]
+        costs, self._loads = self._loads, []  # what was read beforehand, the first picture pays
+        try:
+            # 2. The prompt becomes conditioning, once for all its pictures.
+            conditioning, more = self._encode(request, costs, listen)
+            work = _Work(request, conditioning, notes + more, listen)
+            # 3. Noise becomes latents becomes pixels, one picture or batch after the other.
+            for first in range(0, request.num_images_per_prompt, batch):
+                indexes = range(first, min(first + batch, request.num_images_per_prompt))
+                yield from self._paint_batch(work, indexes, costs)
+                costs = [cost for cost in costs if cost.name == "encode"]
+        finally:
+            for stage in self._model.stages:  # also those an error left loaded
+                self._drop_stage(stage)
 
     # --- stages ----------------------------------------------------------------------------------
 
@@ -241,11 +246,13 @@ class Engine:
         """Time a stage and take its peak memory; no gradients; memory errors are translated."""
         import torch
 
+        loads = name == "load"
+
         self._device.synchronize()
         self._device.reset_peak()
         start = time.perf_counter()
         try:
-            with torch.inference_mode():
+            with torch.no_grad() if loads else torch.inference_mode():
                 yield
                 self._device.synchronize()
         except DanqingError:
@@ -257,7 +264,7 @@ class Engine:
             raise DoesNotFitError(
                 f"{self._device.name} ran out of memory in {name}",
                 seen=str(error).splitlines()[0],
-                hint="a smaller picture, a smaller --batch, or a smaller --dtype",
+                hint="a smaller --dtype" + ("" if loads else ", picture or --batch"),
             ) from error
         costs.append(
             StageCost(
@@ -305,9 +312,10 @@ class Engine:
         )
 
     def _drop_stage(self, stage: str) -> None:
-        if self.plan.placement == "staged":
-            for name in self._model.stages[stage]:
-                self._modules.pop(name, None)
+        names = self._modules.keys() & set(self._model.stages[stage])
+        if self.plan.placement == "staged" and names:
+            for name in names:
+                del self._modules[name]
             self._device.release()
 
     # --- checks ----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import gc
 import json
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ class Opening:
     dtype: str
     components: Mapping[str, str]
     fingerprint: str | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
 
 
 def run(job: Job) -> None:
@@ -253,18 +253,19 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         ) from error
     changed = any(getattr(request, name) != value for name, value in settings.items())
     notes: list[str] = []
+    if not changed:
+        _note_threads(threads, notes)
     opening = Opening(
         model_path=job.model_path or place,
         device=job.device or _device_or_auto(device, notes),
         dtype=job.dtype or dtype,
         components={**components, **_components(job)},
         fingerprint=fingerprint,
-        notes=notes,
+        notes=tuple(notes),
     )
     output = job.output or DEFAULT_OUTPUT
     if changed:
         return opening, [Target(request=request.replace(**settings), output=output, batch=1)]
-    _note_threads(threads, notes)
     # the last bits may depend on the batch, so it is made as it was
     batch = request.replace(seed=(request.seed or 0) - position, num_images_per_prompt=size)
     return opening, [
@@ -448,10 +449,11 @@ class Printer:
 
 
 def _costs(picture: Picture) -> str:
-    parts = []
+    seconds: dict[str, float] = {}
+    steps = 0
     for cost in picture.stages:
-        if cost.name == "denoise" and cost.steps:
-            parts.append(f"denoise {cost.seconds:.2f} s ({cost.seconds / cost.steps:.3f} s/step)")
-        else:
-            parts.append(f"{cost.name} {cost.seconds:.2f} s")
-    return ", ".join(parts)
+        seconds[cost.name] = seconds.get(cost.name, 0.0) + cost.seconds
+        steps += cost.steps
+    parts = [f"{name} {spent:.2f} s" for name, spent in seconds.items()]
+    each = f" ({seconds.get('denoise', 0.0) / steps:.3f} s/step)" if steps else ""
+    return ", ".join(part + each * part.startswith("denoise") for part in parts)
