@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 
 
 def python(code: str) -> str:
+    """Run code as a user would, without the tests' own setting that keeps libraries offline."""
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     child = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
     )
     assert child.returncode == 0, child.stderr
     return child.stdout

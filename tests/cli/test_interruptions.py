@@ -96,7 +96,7 @@ def test_killed_while_writing(moment: str, tmp_path: Path) -> None:
 
 def test_a_file_size_limit_is_like_a_full_disk(schnell: Path, tmp_path: Path) -> None:
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 
     arguments = ("-m", schnell, "-o", "out.png", "--size", "64x64", "--device", "cpu", "-q")
     child = run_danqing("generate", "a cat", *arguments, cwd=tmp_path, preexec_fn=limit)
