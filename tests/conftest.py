@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def dev_engine(dev: Path) -> Iterator[danqing.Engine]:
 
 
 def run_danqing(
-    *arguments: object, cwd: Path | None = None, **options: object
+    *arguments: object, cwd: Path | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does, in a process of its own."""
     return subprocess.run(

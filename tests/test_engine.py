@@ -19,7 +19,7 @@ from danqing.request import Progress, Request
 if TYPE_CHECKING:
     from pathlib import Path
 
-SMALL = {"height": 64, "width": 64}
+SMALL: dict[str, Any] = {"height": 64, "width": 64}
 
 
 def test_a_generation_knows_everything(engine: danqing.Engine) -> None:

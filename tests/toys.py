@@ -17,6 +17,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -110,7 +111,7 @@ def write_t5_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def make_networks(*, guided: bool = False, seed: int = 0) -> dict[str, torch.nn.Module]:
+def make_networks(*, guided: bool = False, seed: int = 0) -> dict[str, Any]:
     """Return the four networks with random float32 weights, by diffusers' component names."""
     from diffusers import AutoencoderKL, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel

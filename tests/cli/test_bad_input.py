@@ -65,7 +65,9 @@ def header(change: Callable[[dict[str, Any]], str | None]) -> Callable[[Path], N
     return rewrite(TRANSFORMER, damage)
 
 
-def tensors(name: str, change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+def tensors(
+    name: str, change: Callable[[dict[str, torch.Tensor]], object]
+) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         state = load_file(folder / name)
         change(state)

@@ -37,7 +37,7 @@ def stages(
     """Run danqing's three stages by hand; return conditioning, latents after each step, pixels."""
     with danqing.open(folder, device="cpu", dtype=dtype) as engine, torch.inference_mode():
         request, _ = engine.resolve(danqing.Request(prompt=PROMPT, **settings))
-        model = engine._model
+        model: Any = engine._model
         load = {stage: engine._load_stage(stage, [], None) for stage in model.stages}
         conditioning, _ = model.encode(load["encode"], request)
         steps: list[torch.Tensor] = []
@@ -177,7 +177,8 @@ def test_packing_is_that_of_diffusers() -> None:
 @pytest.mark.parametrize("steps", [1, 4, 28, 50])
 def test_schnell_schedule_is_not_shifted(engine: danqing.Engine, steps: int) -> None:
     request, _ = engine.resolve(danqing.Request(prompt="x", num_inference_steps=steps))
-    scheduler = engine._model._schedule(request, tokens=4096, device=torch.device("cpu"))
+    model: Any = engine._model
+    scheduler = model._schedule(request, tokens=4096, device=torch.device("cpu"))
     expected = torch.linspace(1, 0, steps + 1, dtype=torch.float64)  # BFL, get_schedule
     assert torch.allclose(scheduler.sigmas.double(), expected, atol=1.2e-7)
 
@@ -190,7 +191,8 @@ def test_dev_schedule_is_shifted_by_resolution(
 ) -> None:
     assert sampling.resolution_shift(tokens) == pytest.approx(mu, abs=1e-6)
     request, _ = dev_engine.resolve(danqing.Request(prompt="x", num_inference_steps=20))
-    scheduler = dev_engine._model._schedule(request, tokens=tokens, device=torch.device("cpu"))
+    model: Any = dev_engine._model
+    scheduler = model._schedule(request, tokens=tokens, device=torch.device("cpu"))
     t = torch.linspace(1, 0, 21, dtype=torch.float64)[:-1]  # BFL, time_shift with sigma = 1
     expected = torch.exp(torch.tensor(mu)) / (torch.exp(torch.tensor(mu)) + (1 / t - 1))
     assert torch.allclose(scheduler.sigmas[:-1].double(), expected, atol=1e-6)
