@@ -195,6 +195,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], int, str]] = {
         WEIGHTS,
         "decoder.conv_in.bias is (3,), not (64,)",
     ),
+    "whole numbers for weights": (
+        tensors(VAE, lambda s: s.update({"decoder.conv_in.bias": s["decoder.conv_in.bias"].char()})),
+        WEIGHTS,
+        "decoder.conv_in.bias is of dtype I8",
+    ),
     "extra tensor in T5": (tensors(T5, lambda s: s.update(x=torch.zeros(1))), WEIGHTS, "unexpected: x"),
     "Fill": (fill, WEIGHTS, "FLUX.1 Fill"),
     "another model": (to_stable_diffusion, WEIGHTS, "StableDiffusionPipeline"),

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from danqing import models, weights
+from danqing.errors import TensorMismatchError
 from danqing.models.flux import configs, keys
 from danqing.models.loading import Piece, cut, join, match, on_meta, shapes_of
 from tests import sparse, toys
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["schnell", "dev"])
@@ -129,3 +134,19 @@ def test_maps_agree_with_the_hand_written_ones_both_ways(guided: bool) -> None:
 def test_rope_axes(head: int, axes: tuple[int, int, int]) -> None:
     assert configs.rope_axes(head) == axes
     assert sum(axes) == head
+
+
+def test_a_tensor_without_a_place_is_told(tmp_path: Path) -> None:
+    """An autoencoder with a shortcut where the widths do not change, which diffusers has not."""
+    state = toys.bfl_vae(toys.make_networks()["vae"].state_dict())
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    odd = "encoder.down.0.block.0.nin_shortcut"
+    shapes |= {f"{odd}.weight": (32, 32, 1, 1), f"{odd}.bias": (32,)}
+    file = sparse.write_sparse(tmp_path / "ae.safetensors", shapes, "F32")
+    part = weights.Component(name="vae", style="bfl", folder=tmp_path, files=(file,))
+    from diffusers import AutoencoderKL
+
+    module = on_meta(lambda: AutoencoderKL.from_config(configs.vae_config(part)))
+    rows = keys.vae_rows(levels=4, blocks=1, shortcuts=configs.shortcuts(part))
+    with pytest.raises(TensorMismatchError, match="2 unexpected: encoder"):
+        match(part, shapes_of(module), rows)

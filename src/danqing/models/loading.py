@@ -26,6 +26,8 @@ Change = Literal["", "swap_halves", "conv_to_linear"]
 """`swap_halves`: the two halves of the rows change places. `conv_to_linear`: (O, I, 1, 1) is
 (O, I)."""
 
+CASTABLE = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+"""Dtypes whose values mean themselves; whole numbers would need a scale from elsewhere."""
 SHOWN = 6
 
 
@@ -81,6 +83,9 @@ def match(
     for row in rows:
         if row.source not in held:
             continue
+        if not shapes.keys() >= set(row.targets):
+            unexpected.append(row.source)
+            continue
         start = 0
         for target in row.targets:
             stop = start + (shapes[target][0] if shapes[target] else 1)
@@ -89,6 +94,8 @@ def match(
         wanted = _wanted_shape(row, shapes)
         if held[row.source].shape != wanted:
             misshapen.append(f"{row.source} is {held[row.source].shape}, not {wanted}")
+        elif held[row.source].dtype not in CASTABLE:
+            misshapen.append(f"{row.source} is of dtype {held[row.source].dtype}")
     if missing or unexpected or misshapen:
         raise _mismatch(component, missing, unexpected, misshapen)
     return pieces
@@ -106,7 +113,7 @@ def _wanted_shape(row: Row, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int,
 def _mismatch(
     component: Component, missing: list[str], unexpected: list[str], misshapen: list[str]
 ) -> TensorMismatchError:
-    lists = {"missing": missing, "unexpected": unexpected, "of the wrong shape": misshapen}
+    lists = {"missing": missing, "unexpected": unexpected, "of the wrong shape or dtype": misshapen}
     seen = []
     for what, names in lists.items():
         if names:
