@@ -327,6 +327,12 @@ def test_places_without_a_model(case: str, schnell_bfl: Path, tmp_path: Path) ->
     assert no_pictures(tmp_path)
 
 
+def test_a_path_that_cannot_be() -> None:
+    code, text = invoke("generate", "-m", "n" * 5000, "a cat", *QUICK)
+    assert code == WEIGHTS
+    assert "the path cannot be read" in text
+
+
 def test_a_component_folder_names_its_parent(schnell: Path) -> None:
     code, text = invoke("generate", "-m", schnell / "vae", "a cat", *QUICK)
     assert code == WEIGHTS

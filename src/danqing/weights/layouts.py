@@ -93,6 +93,15 @@ def open_checkpoint(
         CheckpointError: nothing usable is there; the message says what is.
         RequestError: a component name is unknown.
     """
+    try:
+        return _open(path, components or {})
+    except OSError as error:  # no permission, a name that is too long, a disk that fails
+        raise CheckpointNotFoundError(
+            "the path cannot be read", seen=f"{str(path)[:200]} ({error.strerror or error})"
+        ) from error
+
+
+def _open(path: str | Path, components: Mapping[str, str | Path]) -> Checkpoint:
     place = Path(path).expanduser().absolute()
     if not place.exists():
         raise CheckpointNotFoundError(
@@ -108,7 +117,7 @@ def open_checkpoint(
         raise _nothing_recognised(place)
     overrides = {
         ALIASES.get(name, name): Path(where).expanduser().absolute()
-        for name, where in (components or {}).items()
+        for name, where in components.items()
     }
     given: dict[str, Component] = {}
     for name, where in overrides.items():
