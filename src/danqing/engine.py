@@ -71,14 +71,18 @@ class Engine:
     @classmethod
     def open(
         cls,
-        model_path: str | Path,
+        weights_at: str | Path | weights.Checkpoint,
         *,
         device: str = "auto",
         dtype: str = "auto",
         components: Mapping[str, str | Path] | None = None,
     ) -> Engine:
-        """Open a checkpoint; see `danqing.open`."""
-        checkpoint = weights.open_checkpoint(model_path, components)
+        """Open a checkpoint, or take one that is open; see `danqing.open`."""
+        checkpoint = (
+            weights_at
+            if isinstance(weights_at, weights.Checkpoint)
+            else weights.open_checkpoint(weights_at, components)
+        )
         spec = models.identify(checkpoint)
         devices.import_torch()
         selection = devices.select(device)

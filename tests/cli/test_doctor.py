@@ -70,3 +70,12 @@ def test_generate_without_torch_is_an_error_not_a_crash(schnell: Path, tmp_path:
     assert child.returncode == 8
     assert "no torch here" in child.stderr
     assert "danqing doctor" in child.stderr
+
+
+def test_a_bad_request_is_refused_before_torch_is_imported(schnell: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for wrong in (("--guidance", 4), ("--seed", -1), ("-o", "x.gif"), ("-m", "nowhere")):
+        child = run_danqing("generate", "a cat", "-m", schnell, *wrong, env=environment)
+        assert child.returncode in (2, 3), child.stderr
+        assert "torch" not in child.stderr

@@ -18,13 +18,16 @@ from danqing.errors import (
     OutputError,
     RequestError,
 )
+from danqing.models import identify
 from danqing.pictures import check_target, fill_template, read_record
 from danqing.request import Request, request_from_record
+from danqing.weights import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from danqing.engine import Engine
+    from danqing.models.base import ModelSpec
     from danqing.request import Listener, Picture
 
 DEFAULT_OUTPUT = "{model}-{seed}.png"
@@ -88,10 +91,13 @@ def run(job: Job) -> None:
     """Do the job; errors are raised, pictures finished before stay."""
     settings = {**job.settings, **_read_size(job)}
     opening, targets = _from_picture(job, settings) if job.from_picture else _plain(job, settings)
-    with open_engine(opening) as engine:
-        for target in targets:
-            check_target_of(engine, target)
-        _check_effect(job, targets)
+    # what can be wrong without torch is found before it is imported
+    checkpoint = open_checkpoint(opening.model_path, opening.components)
+    spec = identify(checkpoint)
+    for target in targets:
+        check_target_of(spec, target)
+    _check_effect(job, targets)
+    with open_engine(checkpoint, opening) as engine:
         say = Printer(quiet=job.quiet, as_json=job.json_lines)
         say.plan(engine)
         for note in opening.notes:
@@ -116,7 +122,7 @@ def run(job: Job) -> None:
                 converse(painter, settings)
 
 
-def open_engine(opening: Opening) -> Engine:
+def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
     """Open the engine; imports torch, transformers and diffusers.
 
     Those make a million objects that live as long as the process. Looking through them again and
@@ -127,12 +133,7 @@ def open_engine(opening: Opening) -> Engine:
     try:
         from danqing.engine import Engine
 
-        return Engine.open(
-            opening.model_path,
-            device=opening.device,
-            dtype=opening.dtype,
-            components=opening.components,
-        )
+        return Engine.open(checkpoint, device=opening.device, dtype=opening.dtype)
     finally:
         gc.freeze()
         gc.enable()
@@ -300,10 +301,10 @@ def _device_or_auto(name: str, notes: list[str]) -> str:
 # --- doing it ------------------------------------------------------------------------------------
 
 
-def check_target_of(engine: Engine, target: Target) -> None:
+def check_target_of(spec: ModelSpec, target: Target) -> None:
     """Fail before the work if the request or the output name cannot be."""
-    request, _ = engine.resolve(target.request)
-    path = fill_template(target.output, seed=0, index=0, model=engine.spec.name)
+    request, _ = spec.resolve(target.request)
+    path = fill_template(target.output, seed=0, index=0, model=spec.name)
     check_target(path, pixels=(request.width or 0) * (request.height or 0))
 
 

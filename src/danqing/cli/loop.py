@@ -74,7 +74,7 @@ class _Talk:
         """Paint with the settings of now."""
         request = Request(prompt=prompt, **self._settings)
         target = Target(request=request, output=self._output, batch=self._painter.job.batch)
-        check_target_of(self._engine, target)
+        check_target_of(self._engine.spec, target)
         self._prompt = prompt
         for _ in self._painter.paint(target):
             pass
