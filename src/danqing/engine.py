@@ -87,7 +87,7 @@ class Engine:
         devices.import_torch()
         selection = devices.select(device)
         model = models.open_model(checkpoint, spec)
-        the_plan = plan.make_plan(checkpoint, model, spec, selection, dtype)
+        the_plan = plan.make_plan(model, selection, dtype)
         return cls(checkpoint, model, selection.device, the_plan)
 
     def __enter__(self) -> Self:

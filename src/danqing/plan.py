@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from danqing.devices import Device, Memory, Selection
-    from danqing.models.base import Model, ModelSpec
-    from danqing.weights import Checkpoint
+    from danqing.models.base import Model
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Dtypes a model can compute in, and their bytes."""
@@ -59,11 +59,6 @@ class Plan:
     components: tuple[PlannedComponent, ...]
     assumptions: tuple[str, ...]
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights in the dtypes they compute in."""
-        return sum(part.bytes for part in self.components)
-
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON types."""
         return dataclasses.asdict(self)
@@ -92,15 +87,11 @@ def size(count: int) -> str:
     return f"{count:.2f} GiB"
 
 
-def make_plan(
-    checkpoint: Checkpoint, model: Model, spec: ModelSpec, selection: Selection, dtype: str
-) -> Plan:
+def make_plan(model: Model, selection: Selection, dtype: str) -> Plan:
     """Decide how a model runs on a device.
 
     Args:
-        checkpoint: the weights.
-        model: its stages say which components are needed together.
-        spec: what the model is.
+        model: with its checkpoint; its stages say which components are needed together.
         selection: the device.
         dtype: `auto`, or one of `DTYPES`.
 
@@ -109,13 +100,13 @@ def make_plan(
         DoesNotFitError: the weights do not fit, not even stage by stage.
     """
     device = selection.device
-    chosen, why = _choose_dtype(checkpoint, model, device, dtype)
-    components = tuple(_components(checkpoint, model, device, chosen))
+    chosen, why = _choose_dtype(model, device, dtype)
+    components = tuple(_components(model, device, chosen))
     placement, placement_why = _place(components, model, device)
     return Plan(
-        title=spec.title,
-        layout=checkpoint.layout,
-        path=str(checkpoint.path),
+        title=model.spec.title,
+        layout=model.checkpoint.layout,
+        path=str(model.checkpoint.path),
         device=device.name,
         chip=device.chip,
         device_reason=selection.reason,
@@ -129,9 +120,7 @@ def make_plan(
     )
 
 
-def _choose_dtype(
-    checkpoint: Checkpoint, model: Model, device: Device, dtype: str
-) -> tuple[str, str]:
+def _choose_dtype(model: Model, device: Device, dtype: str) -> tuple[str, str]:
     if dtype != "auto":
         if dtype not in DTYPES:
             raise DtypeError(
@@ -148,18 +137,16 @@ def _choose_dtype(
         return dtype, "asked for" + (
             ", though it is emulated here: slow" if how != "native" else ""
         )
-    stored = checkpoint.component("transformer").dtype
+    stored = model.checkpoint.component("transformer").dtype
     if stored in DTYPES and device.computes(stored) == "native":
         return stored, f"the transformer is stored so, and {device.name} computes in it"
-    return _second_choice(stored, checkpoint, model, device)
+    return _second_choice(stored, model, device)
 
 
-def _second_choice(
-    stored: str, checkpoint: Checkpoint, model: Model, device: Device
-) -> tuple[str, str]:
+def _second_choice(stored: str, model: Model, device: Device) -> tuple[str, str]:
     """Choose when the stored dtype is none the device computes in: a wider one if it fits."""
     because = f"stored in {stored}, which {device.name} does not compute natively"
-    wide = sum(part.bytes for part in _components(checkpoint, model, device, "float32"))
+    wide = sum(part.bytes for part in _components(model, device, "float32"))
     memory = device.memory()
     if device.shares_host_memory():
         if memory is None or wide < memory.free_bytes * (1 - RESERVE):
@@ -172,12 +159,10 @@ def _second_choice(
     return "float32", because
 
 
-def _components(
-    checkpoint: Checkpoint, model: Model, device: Device, dtype: str
-) -> Iterator[PlannedComponent]:
+def _components(model: Model, device: Device, dtype: str) -> Iterator[PlannedComponent]:
     for name, (wanted, reason) in model.dtypes(dtype).items():
-        part = checkpoint.component(name)
-        elements = sum(_elements(entry.shape) for entry in part.entries.values())
+        part = model.checkpoint.component(name)
+        elements = sum(math.prod(entry.shape) for entry in part.entries.values())
         yield PlannedComponent(
             name=name,
             stored=part.dtype,
@@ -186,13 +171,6 @@ def _components(
             mapped=device.shares_host_memory() and part.dtype == wanted != "float32",
             reason=reason,
         )
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def _place(

@@ -136,16 +136,13 @@ def _check_text(name: str, text: str, *, empty_is_fine: bool = False) -> None:
             )
 
 
-_BOUNDS = {
-    "greater_than_equal": ("at least", "ge"),
-    "less_than_equal": ("at most", "le"),
-}
+_OUT_OF_RANGE = ("greater_than_equal", "less_than_equal")
 
 
 def _explain(faults: Sequence[ErrorDetails]) -> RequestError:
     """Turn pydantic's list of faults into one error, in the user's words."""
     fault = faults[0]
-    name = ".".join(str(part) for part in fault["loc"] if part != "function-after[_check()")
+    name = ".".join(map(str, fault["loc"]))
     seen = repr(fault.get("input"))[:80]
     kind = fault["type"]
     if kind == "extra_forbidden":
@@ -154,7 +151,7 @@ def _explain(faults: Sequence[ErrorDetails]) -> RequestError:
         )
     if kind == "missing":
         return RequestError(f"{name} is missing", allowed="every request has a prompt")
-    if kind in _BOUNDS:
+    if kind in _OUT_OF_RANGE:
         return RequestError(
             f"{name} is out of range", seen=seen, allowed=allowed_range(name) or fault["msg"]
         )

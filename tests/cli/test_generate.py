@@ -243,6 +243,14 @@ def test_from_makes_a_picture_of_a_batch_again(dev: Path, tmp_path: Path) -> Non
         assert json.loads(line)["request"]["seed"] == 1 + index
 
 
+def test_from_with_changes_is_an_ordinary_request(dev: Path) -> None:
+    invoke("generate", "a cat", "-m", dev, "--seed", 1, "--steps", 2, "-o", "a.png", *SMALL)
+    arguments = ("--num-images", 2, "--batch", 2, "-o", "b-{index}.png", "--json")
+    lines = invoke("generate", "--from", "a.png", *arguments).stdout.splitlines()
+    assert [json.loads(line)["provenance"]["batch"]["size"] for line in lines] == [2, 2]
+    assert [json.loads(line)["request"]["seed"] for line in lines] == [1, 2]
+
+
 def test_from_says_when_the_pixels_differ(schnell: Path, tmp_path: Path) -> None:
     invoke("generate", "a cat", "-m", schnell, "--dtype", "bfloat16", "-o", "a.png", *SMALL)
     text = invoke("generate", "--from", "a.png", "--dtype", "float32", "-o", "b.png").stderr

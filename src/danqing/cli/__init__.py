@@ -76,7 +76,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             print("danqing: interrupted", file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
-            sys.stderr.close()
+            sys.stderr.close()  # or Python complains there about the pipe once more at exit
             raise typer.Exit(EXIT_BUG) from None
         except (typer.Exit, typer.Abort):
             raise

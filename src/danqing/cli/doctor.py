@@ -144,7 +144,7 @@ def _problems(imports: dict[str, str | None], survey: dict[str, Any]) -> list[di
     """Return what keeps danqing from working, each with what to do."""
     problems = []
     if fault := survey.get("fault"):
-        hint = "pip install -c constraints.txt danqing, in a fresh virtual environment"
+        hint = "install danqing with its constraints.txt in a fresh virtual environment"
         problems.append({"what": f"torch: {fault}", "hint": hint})
     for name, reason in imports.items():
         if reason:

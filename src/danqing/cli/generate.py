@@ -242,15 +242,16 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
     request = request_from_record(record)
     try:
         origin = record["provenance"]
-        model, device, dtype = origin["model"], origin["device"]["name"], origin["dtype"]
-        place, fingerprint = model["path"], model["fingerprint"]
-        components = dict(model["components"])
-        sha256 = record["picture"]["pixels_sha256"]
-        size, position = origin["batch"]["size"], origin["batch"]["position"]
+        model, device, dtype = origin["model"], str(origin["device"]["name"]), str(origin["dtype"])
+        place, fingerprint = str(model["path"]), str(model["fingerprint"])
+        components = {str(name): str(where) for name, where in model["components"].items()}
+        sha256 = str(record["picture"]["pixels_sha256"])
+        size, position = int(origin["batch"]["size"]), int(origin["batch"]["position"])
         threads = origin["device"]["threads"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OutputError(
-            "the picture's record is damaged", seen=f"{job.from_picture}: no {error}"
+            "the picture's record is damaged",
+            seen=f"{job.from_picture}: {type(error).__name__}: {error}",
         ) from error
     changed = any(getattr(request, name) != value for name, value in settings.items())
     notes: list[str] = []
@@ -266,7 +267,8 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
     )
     output = job.output or DEFAULT_OUTPUT
     if changed:
-        return opening, [Target(request=request.replace(**settings), output=output, batch=1)]
+        changed_request = request.replace(**settings)
+        return opening, [Target(request=changed_request, output=output, batch=job.batch)]
     # the last bits may depend on the batch, so it is made as it was
     batch = request.replace(seed=(request.seed or 0) - position, num_images_per_prompt=size)
     return opening, [
@@ -312,8 +314,13 @@ def _check_effect(job: Job, targets: list[Target]) -> None:
     """Refuse options that would change nothing."""
     if job.loop and job.dry_run:
         raise NoEffectError("--loop has no effect in a dry run", hint="leave out one of the two")
+    if job.batch > 1 and any(target.expected_sha256 for target in targets):
+        raise NoEffectError(
+            "--batch has no effect: the picture is made again in a batch as large as its own",
+            seen=job.batch,
+        )
     single = all(target.request.num_images_per_prompt == 1 for target in targets)
-    if job.batch > 1 and (single or job.from_picture) and not job.loop:
+    if job.batch > 1 and single and not job.loop:
         raise NoEffectError(
             "--batch has no effect: every prompt makes one picture",
             seen=job.batch,
@@ -418,7 +425,7 @@ class Printer:
 
     def picture(self, picture: Picture, path: Path, target: Target) -> None:
         """Say that a picture is written, and what was notable about it."""
-        for note in picture.notes if picture.index == 0 else ():
+        for note in picture.notes if picture.index == (target.only or 0) else ():
             self.note(note)
         self._batch(picture.provenance.batch)
         same = None

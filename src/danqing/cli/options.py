@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
@@ -13,10 +13,7 @@ from danqing.request import Request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The prompt has its own argument; the number of pictures has a default, which is the model's.
-_TYPES = {"height": int, "width": int, "num_inference_steps": int, "guidance_scale": float,
-          "seed": int, "num_images_per_prompt": int, "max_sequence_length": int,
-          "negative_prompt": str}  # fmt: skip
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 def flags(name: str) -> list[str]:
@@ -31,8 +28,14 @@ def setting_names() -> list[str]:
 
 
 def setting_type(name: str) -> type[int | float | str]:
-    """Return what the text of a setting is read as."""
-    return _TYPES[name]
+    """Return what the text of a setting is read as: its field's type, bounds and None aside."""
+    annotation: Any = Request.model_fields[name].annotation
+    for option in get_args(annotation) or (annotation,):
+        plain = get_args(option)[0] if get_origin(option) is Annotated else option
+        if plain in _METAVARS:
+            return plain  # type: ignore[no-any-return]
+    msg = f"no flag can be made of {name}: {annotation}"
+    raise TypeError(msg)
 
 
 def request_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -61,9 +64,9 @@ def request_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(name: str) -> inspect.Parameter:
     field = Request.model_fields[name]
-    metavar = {int: "N", float: "X", str: "TEXT"}[setting_type(name)]
-    option = typer.Option(*flags(name), metavar=metavar, help=field.description)
-    return _keyword(name, Annotated[setting_type(name) | None, option], default=None)
+    kind = setting_type(name)
+    option = typer.Option(*flags(name), metavar=_METAVARS[kind], help=field.description)
+    return _keyword(name, Annotated[kind | None, option], default=None)
 
 
 def _keyword(name: str, annotation: Any, *, default: Any) -> inspect.Parameter:

@@ -263,12 +263,12 @@ def _read_bfl_files(place: Path, elsewhere: frozenset[str]) -> dict[str, Compone
             found.setdefault(part.name, []).append(part)
     if place.is_file():  # then it is the transformer meant, whatever lies beside it
         found["transformer"] = _read_part(place, elsewhere)
-    chosen = {name: _only(name, parts, folder) for name, parts in found.items() if "_enc" in name}
-    for name, parts in found.items():
-        encoder = chosen.get(_ENCODER_OF.get(name, ""))
-        home = [part for part in parts if encoder and part.folder == encoder.folder]
-        chosen[name] = _only(name, home or parts, folder)
-    return chosen
+    for name, encoder in _ENCODER_OF.items():  # an encoder's own folder is its tokenizer's home
+        homes = [part.folder for part in found.get(encoder, [])]
+        if own := [part for part in found.get(name, []) if part.folder in homes]:
+            found[name] = own
+    networks_first = sorted(found, key=lambda name: name in _ENCODER_OF)
+    return {name: _only(name, found[name], folder) for name in networks_first}
 
 
 def _only(name: str, parts: list[Component], folder: Path) -> Component:
@@ -356,9 +356,8 @@ def _is_tokenizer(name: str, folder: Path) -> bool:
 
 
 def _read_override(name: str, place: Path) -> dict[str, Component]:
-    wanted = name
     allowed = {row[0] for row in SIGNATURES} | set(_TOKENIZERS) | {"scheduler"}
-    if wanted not in allowed:
+    if name not in allowed:
         raise RequestError(
             "there is no such component",
             seen=name,
@@ -366,20 +365,19 @@ def _read_override(name: str, place: Path) -> dict[str, Component]:
         )
     if not place.exists():
         raise CheckpointNotFoundError(f"there is nothing at the place of {name}", seen=place)
-    if wanted == "scheduler":
+    if name == "scheduler":
         folder = place if place.is_dir() else place.parent
         config = read_json(folder / "scheduler_config.json")
-        return {wanted: Component(name=wanted, style="files", folder=folder, config=config)}
-    if place.is_dir() and not any(place.glob("*.safetensors*")) and wanted not in _TOKENIZERS:
-        _weight_files(wanted, place)  # raises: says what is missing, or that it is a pickle
+        return {name: Component(name=name, style="files", folder=folder, config=config)}
+    if place.is_dir() and not any(place.glob("*.safetensors*")) and name not in _TOKENIZERS:
+        _weight_files(name, place)  # raises: says what is missing, or that it is a pickle
     parts = {part.name: part for part in _read_part(place)}
-    if wanted not in parts:
+    if name not in parts:
         raise UnknownModelError(
             f"this is no {name}",
             seen=f"{place}: {', '.join(parts) or 'nothing that danqing recognises'}",
         )
-    wanted_too = [name for name, encoder in _ENCODER_OF.items() if encoder == wanted]
-    return {key: part for key, part in parts.items() if key in (wanted, *wanted_too)}
+    return {key: part for key, part in parts.items() if name in (key, _ENCODER_OF.get(key))}
 
 
 def _nothing_recognised(place: Path) -> CheckpointError:

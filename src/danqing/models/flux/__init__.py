@@ -106,7 +106,8 @@ def _size_multiple(checkpoint: Checkpoint) -> int:
             {name.split(".")[2] for name in vae.entries if name.startswith("encoder.down.")}
         )
     else:
-        levels = len((vae.config or {}).get("block_out_channels", range(4)))
+        widths = (vae.config or {}).get("block_out_channels")
+        levels = len(widths) if isinstance(widths, list) else 4  # nonsense is told by the network
     return int(2 ** max(levels, 1))
 
 

@@ -116,8 +116,8 @@ class FluxModel(Model):
         """Keep in float32 what overflows in float16."""
         reasons = dict.fromkeys((c for names in self.stages.values() for c in names), (dtype, ""))
         if dtype == "float16":
-            reasons["vae"] = ("float32", "its activations overflow in float16")
-            reasons["text_encoder_2"] = (dtype, "but T5's wo in float32: it overflows in float16")
+            reasons["vae"] = ("float32", "its activations may overflow in float16")
+            reasons["text_encoder_2"] = (dtype, "T5's wo in float32: it may overflow in float16")
         return reasons
 
     def build(
