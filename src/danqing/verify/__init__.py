@@ -1,0 +1,1 @@
+"""Whether a device paints the right picture: measures between pictures."""

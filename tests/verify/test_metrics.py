@@ -1,0 +1,58 @@
+"""The measures between pictures, against scikit-image."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
+
+from danqing.errors import RequestError
+from danqing.verify.metrics import compare, ssim
+
+
+def noisy(size: tuple[int, int], strength: float, seed: int = 0) -> tuple[Image.Image, Image.Image]:
+    random = np.random.default_rng(seed)
+    width, height = size
+    first = random.integers(0, 256, (height, width, 3)).astype(np.float64)
+    second = np.clip(first + random.normal(0, strength, first.shape), 0, 255)
+    return Image.fromarray(first.astype(np.uint8)), Image.fromarray(second.astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(64, 48), (128, 128), (11, 40)])
+@pytest.mark.parametrize("strength", [0.6, 10.0, 90.0])
+def test_measures_agree_with_scikit_image(size: tuple[int, int], strength: float) -> None:
+    first, second = noisy(size, strength)
+    found = compare(first, second)
+    a, b = np.asarray(first), np.asarray(second)
+    assert found.mse == pytest.approx(mean_squared_error(a, b), rel=1e-12)
+    assert found.psnr == pytest.approx(peak_signal_noise_ratio(a, b), rel=1e-12)
+    expected = structural_similarity(
+        a, b, channel_axis=-1, gaussian_weights=True, sigma=1.5,
+        use_sample_covariance=False, data_range=255,
+    )  # fmt: skip
+    assert found.ssim == pytest.approx(expected, rel=1e-9)
+    away = np.abs(a.astype(int) - b)
+    assert found.largest == away.max()
+    assert found.mean == pytest.approx(away.mean())
+
+
+def test_equal_pictures() -> None:
+    image, _ = noisy((32, 32), 1)
+    found = compare(image, image.copy())
+    assert (found.mse, found.largest, found.psnr) == (0, 0, math.inf)
+    assert found.ssim == pytest.approx(1)
+
+
+def test_a_picture_narrower_than_the_window_is_measured_whole() -> None:
+    random = np.random.default_rng(0)
+    values = random.integers(0, 256, (5, 40, 3)).astype(np.float64)
+    assert ssim(values, values) == pytest.approx(1)
+    assert ssim(values, 255 - values) < 0.1
+
+
+def test_other_sizes_are_refused() -> None:
+    with pytest.raises(RequestError, match="32x32 and 16x32"):
+        compare(Image.new("RGB", (32, 32)), Image.new("RGB", (16, 32)))
