@@ -1,0 +1,1 @@
+"""The pocket model: a small FLUX.1 that comes with the package."""
