@@ -1,0 +1,1 @@
+"""How the pocket model is made, from nothing: `python -m training`."""
