@@ -47,8 +47,10 @@ def _error_rows(kind: Any, depth: int) -> Iterator[str]:
 
 def settings_page() -> Iterator[str]:
     from danqing.cli.options import flags
+    from danqing.models import identify
     from danqing.models.flux import spec
     from danqing.request import Request, allowed_range
+    from danqing.weights import POCKET, open_checkpoint
 
     yield "# Settings of a request\n"
     yield (
@@ -56,7 +58,7 @@ def settings_page() -> Iterator[str]:
         "are the same), and keys of a JSON line in a prompts file. A setting that a model would "
         "ignore is refused when it is given.\n"
     )
-    specs = [spec(guided=False), spec(guided=True)]
+    specs = [spec(guided=False), spec(guided=True), identify(open_checkpoint(POCKET))]
     titles = " | ".join(f"{one.title}" for one in specs)
     yield f"| setting | flags | allowed | {titles} | meaning |"
     yield "|---|---|---|" + "---|" * len(specs) + "---|"

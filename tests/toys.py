@@ -111,6 +111,20 @@ def write_t5_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+def open_with_diffusers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Open a folder with diffusers' own pipeline, its weights where MKL is repeatable."""
+    from diffusers import FluxPipeline
+
+    pipe = FluxPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        for parameter in getattr(pipe, name).parameters():
+            # diffusers leaves weights mapped, wherever they lie in the file; MKL's last bits depend
+            # on that (see test_where_a_tensor_lies_...), so both sides are compared aligned.
+            parameter.data = parameter.data.clone()
+    return pipe
+
+
 def make_networks(*, guided: bool = False, seed: int = 0) -> dict[str, Any]:
     """Return the four networks with random float32 weights, by diffusers' component names."""
     from diffusers import AutoencoderKL, FluxTransformer2DModel

@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
 
 
 def open(  # noqa: A001
-    model_path: str | Path,
+    model_path: str | Path = "pocket",
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -54,7 +54,7 @@ def open(  # noqa: A001
 
     Args:
         model_path: a diffusers folder, a folder with the files of the BFL release, or one of these
-            files.
+            files; `pocket` is the small model that comes with danqing.
         device: `auto`, `cpu`, `cuda[:i]`, `npu[:i]`, `xpu[:i]` or `mps`.
         dtype: `auto`, `bfloat16`, `float16` or `float32`.
         components: places of single components, by name: `{"t5": "models/t5-v1_1-xxl"}`.

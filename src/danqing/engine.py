@@ -378,7 +378,7 @@ class Engine:
             "kind": self.spec.kind,
             "title": self.spec.title,
             "layout": self.checkpoint.layout,
-            "path": _tilde(self.checkpoint.path),
+            "path": self.checkpoint.name or _tilde(self.checkpoint.path),
             "components": {name: _tilde(path) for name, path in self.checkpoint.overrides.items()},
             "fingerprint": self.checkpoint.fingerprint,
         }

@@ -106,7 +106,7 @@ def make_plan(model: Model, selection: Selection, dtype: str) -> Plan:
     return Plan(
         title=model.spec.title,
         layout=model.checkpoint.layout,
-        path=str(model.checkpoint.path),
+        path=model.checkpoint.name or str(model.checkpoint.path),
         device=device.name,
         chip=device.chip,
         device_reason=selection.reason,

@@ -12,24 +12,12 @@ import torch
 import danqing
 from danqing.errors import TensorMismatchError
 from danqing.models.flux import sampling
+from tests.toys import open_with_diffusers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PROMPT = "a photo of a blue pizza"
-
-
-def pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    from diffusers import FluxPipeline
-
-    pipe = FluxPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
-    pipe.set_progress_bar_config(disable=True)
-    for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
-        for parameter in getattr(pipe, name).parameters():
-            # diffusers leaves weights mapped, wherever they lie in the file; MKL's last bits depend
-            # on that (see test_where_a_tensor_lies_...), so both sides are compared aligned.
-            parameter.data = parameter.data.clone()
-    return pipe
 
 
 def stages(
@@ -90,7 +78,7 @@ def test_float32_is_diffusers_to_the_last_bit(
 ) -> None:
     """Issue limit: embeddings equal, latents within 1e-5, pixels off by one. Measured: all equal."""
     folder = request.getfixturevalue(kind)
-    pipe = pipeline(folder)
+    pipe = open_with_diffusers(folder)
     conditioning, ours, _ = stages(folder, "float32", seed=42, **settings)
     with torch.no_grad():  # with gradients on, torch folds matrix products in another way
         embeds, pooled, _ = pipe.encode_prompt(
@@ -121,7 +109,7 @@ def test_bfloat16_is_diffusers_within_one_level(
     _, ours, pixels = stages(folder, "bfloat16", seed=3, **settings)
     noise = sampling.draw_noise(3, 16, settings["height"] // 8, settings["width"] // 8)
     theirs, picture = reference(
-        pipeline(folder, torch.bfloat16),
+        open_with_diffusers(folder, torch.bfloat16),
         {"seed": 3, **settings},
         tokens,
         latents=sampling.pack(noise.bfloat16()),

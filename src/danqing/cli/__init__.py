@@ -115,7 +115,12 @@ def generate(
     ] = None,
     model_path: Annotated[
         str | None,
-        typer.Option("--model-path", "-m", metavar="PLACE", help="Folder or file of the weights."),
+        typer.Option(
+            "--model-path",
+            "-m",
+            metavar="PLACE",
+            help="Folder or file of the weights.  [default: pocket, which comes with danqing]",
+        ),
     ] = None,
     component: Annotated[
         list[str] | None,
@@ -221,8 +226,40 @@ def show(
 @app.command()
 @request_options
 @_guarded
-def doctor(json_report: JsonFlag = False) -> None:
+def doctor(
+    paint: Annotated[
+        bool,
+        typer.Option(
+            "--paint",
+            help="Paint a dozen pictures with the pocket model and compare them with the "
+            "references in the package: does this device paint the right picture?",
+        ),
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --paint: the device.  [default: auto]"),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --paint: what it computes in.  [default: auto]"),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="With --paint: keep the pictures there."),
+    ] = None,
+    json_report: JsonFlag = False,
+) -> None:
     """Report what this machine has, what is missing, and how to get it."""
+    if paint:
+        from danqing.cli.paint import run as run_suite
+
+        run_suite(device=device, dtype=dtype, keep=keep, as_json=json_report)
+        return
+    for name, value in (("--device", device), ("--dtype", dtype), ("--keep", keep)):
+        if value is not None:
+            from danqing.errors import NoEffectError
+
+            raise NoEffectError(f"{name} has no effect without --paint", seen=value)
     from danqing.cli.doctor import run
 
     run(as_json=json_report)

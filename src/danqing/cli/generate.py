@@ -21,7 +21,7 @@ from danqing.errors import (
 from danqing.models import identify
 from danqing.pictures import check_target, fill_template, read_record
 from danqing.request import Request, request_from_record
-from danqing.weights import Checkpoint, open_checkpoint
+from danqing.weights import POCKET, Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -148,17 +148,11 @@ def _plain(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]
         raise RequestError(
             "there is no prompt",
             allowed="a prompt, --prompts-file, --from or --loop",
-            hint='danqing generate --model_path DIR "a photo of a blue pizza"',
-        )
-    if job.model_path is None:
-        raise RequestError(
-            "no model is named",
-            allowed="--model_path with a folder or a file of weights on this disk",
-            hint='danqing generate --model_path DIR "a photo of a blue pizza"',
+            hint='danqing generate "three blue mountains under a red sun, a boat on the water"',
         )
     return (
         Opening(
-            model_path=job.model_path,
+            model_path=job.model_path or POCKET,
             device=job.device or "auto",
             dtype=job.dtype or "auto",
             components=_components(job),

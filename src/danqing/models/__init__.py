@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import TYPE_CHECKING
 
@@ -28,13 +29,20 @@ def identify(checkpoint: Checkpoint) -> ModelSpec:
     for package in FAMILIES.values():
         spec: ModelSpec | None = importlib.import_module(package).identify(checkpoint)
         if spec is not None:
-            return spec
+            return _named(spec, checkpoint.name)
     says = checkpoint.index.get("_class_name")
     raise UnknownModelError(
         "the weights are of a model danqing does not know",
         seen=f"{checkpoint.path}: {says or ', '.join(checkpoint.components) or 'no components'}",
         allowed=", ".join(FAMILIES),
     )
+
+
+def _named(spec: ModelSpec, name: str | None) -> ModelSpec:
+    """Call a model that comes with danqing by its own name; its architecture stays as it is."""
+    if name is None:
+        return spec
+    return dataclasses.replace(spec, own_name=name, title=f"{name} (a small {spec.title})")
 
 
 def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:

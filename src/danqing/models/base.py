@@ -38,6 +38,7 @@ class ModelSpec:
         no_effect: settings that would change nothing, each with the reason.
         size_multiple: height and width are multiples of it, in pixels.
         limits: the largest value of some settings, where the model's own is below the general one.
+        own_name: what it is called, where that is not made of family and kind.
     """
 
     family: str
@@ -47,11 +48,12 @@ class ModelSpec:
     no_effect: Mapping[str, str]
     size_multiple: int
     limits: Mapping[str, int]
+    own_name: str | None = None
 
     @property
     def name(self) -> str:
         """Short name for files: `flux1-schnell`."""
-        return f"{self.family}-{self.kind}"
+        return self.own_name or f"{self.family}-{self.kind}"
 
     def resolve(self, request: Request) -> tuple[Request, tuple[str, ...]]:
         """Fill in what the request leaves out, but for the seed; return it with notes for the user.

@@ -5,7 +5,15 @@ files' headers) and their configs; tensors are read lazily, mapped from disk.
 """
 
 from danqing.weights.checkpoint import Checkpoint, Component
-from danqing.weights.layouts import LAYOUTS, open_checkpoint
+from danqing.weights.layouts import BUILT_IN, LAYOUTS, POCKET, open_checkpoint
 from danqing.weights.safetensors_file import TensorEntry
 
-__all__ = ["LAYOUTS", "Checkpoint", "Component", "TensorEntry", "open_checkpoint"]
+__all__ = [
+    "BUILT_IN",
+    "LAYOUTS",
+    "POCKET",
+    "Checkpoint",
+    "Component",
+    "TensorEntry",
+    "open_checkpoint",
+]

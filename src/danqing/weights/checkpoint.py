@@ -102,6 +102,7 @@ class Checkpoint:
         components: by diffusers' names.
         index: the model's own index file (`model_index.json`), if the layout has one.
         overrides: components whose place the user gave, as absolute paths.
+        name: what it is called, if it is one that comes with danqing.
     """
 
     path: Path
@@ -109,6 +110,7 @@ class Checkpoint:
     components: Mapping[str, Component]
     index: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Path] = field(default_factory=dict)
+    name: str | None = None
 
     def component(self, name: str) -> Component:
         """Return a component, or say that it is missing and how to name it.

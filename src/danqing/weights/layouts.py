@@ -80,13 +80,19 @@ class Layout:
     read: Callable[[Path, frozenset[str]], dict[str, Component]]
 
 
+POCKET = "pocket"
+"""The model that comes with danqing, and is used where none is named."""
+BUILT_IN = {POCKET: Path(__file__).parents[1] / "pocket" / "checkpoint"}
+"""Models that come with danqing, by name; a folder of that name on the disk goes first."""
+
+
 def open_checkpoint(
     path: str | Path, components: Mapping[str, str | Path] | None = None
 ) -> Checkpoint:
     """Find and recognise a checkpoint; reads indexes, configs and headers, no weights.
 
     Args:
-        path: a folder or a file.
+        path: a folder or a file, or the name of a model that comes with danqing.
         components: places of single components, which win over what lies at `path`.
 
     Raises:
@@ -104,11 +110,13 @@ def open_checkpoint(
 def _open(path: str | Path, components: Mapping[str, str | Path]) -> Checkpoint:
     place = Path(path).expanduser().absolute()
     if not place.exists():
+        place = BUILT_IN.get(str(path), place)
+    if not place.exists():
         raise CheckpointNotFoundError(
             "there is nothing at this path",
             seen=path,
             hint="danqing reads weights from this disk and downloads nothing by itself; give the "
-            "folder of a downloaded model",
+            f"folder of a downloaded model, or the name of one that is built in: {POCKET}",
         )
     if place.name == "model_index.json":
         place = place.parent
@@ -131,6 +139,7 @@ def _open(path: str | Path, components: Mapping[str, str | Path]) -> Checkpoint:
         components=parts,
         index=read_json(index) if layout.name == DIFFUSERS_FOLDER and index.exists() else {},
         overrides=overrides,
+        name=next((name for name, where in BUILT_IN.items() if where == place), None),
     )
 
 
@@ -165,7 +174,8 @@ def _read_diffusers_folder(place: Path, elsewhere: frozenset[str]) -> dict[str, 
 
 
 def _small(name: str, folder: Path) -> Component:
-    config = folder / f"{name}_config.json"
+    kind = name.split("_", maxsplit=1)[0]  # tokenizer_2 has a tokenizer_config.json
+    config = folder / f"{kind}_config.json"
     return Component(
         name=name,
         style="files",

@@ -5,10 +5,12 @@ Which kind it is, is read from the transformer's tensors: a dev-type has a guida
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from danqing.errors import UnknownModelError
 from danqing.models.base import ModelSpec
+from danqing.request import MAX_SIDE
 
 if TYPE_CHECKING:
     from danqing.models.base import Model
@@ -55,7 +57,8 @@ def identify(checkpoint: Checkpoint) -> ModelSpec | None:
         return None
     _refuse_conditioned(checkpoint, transformer)
     guided = _GUIDANCE[transformer.style] in transformer.entries
-    return spec(guided=guided, multiple=_size_multiple(checkpoint))
+    found = spec(guided=guided, multiple=_size_multiple(checkpoint))
+    return replace(found, **_own_measures(checkpoint, found))
 
 
 def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
@@ -94,6 +97,24 @@ def spec(*, guided: bool, multiple: int = 16) -> ModelSpec:
         size_multiple=multiple,
         limits={"max_sequence_length": MAX_TOKENS},
     )
+
+
+def _own_measures(checkpoint: Checkpoint, found: ModelSpec) -> dict[str, Any]:
+    """Return defaults and limits as far as the files tell: side of the pictures, tokens read.
+
+    The released weights say 1024 pixels and 512 tokens.
+    """
+    defaults, limits = dict(found.defaults), dict(found.limits)
+    vae = checkpoint.components.get("vae")
+    side = (vae.config or {}).get("sample_size") if vae is not None else None
+    if isinstance(side, int) and 0 < side <= MAX_SIDE:
+        defaults |= {"height": side, "width": side}
+    tokenizer = checkpoint.components.get("tokenizer_2")
+    tokens = (tokenizer.config or {}).get("model_max_length") if tokenizer is not None else None
+    if isinstance(tokens, int) and 0 < tokens < MAX_TOKENS:
+        defaults["max_sequence_length"] = min(tokens, defaults["max_sequence_length"])
+        limits["max_sequence_length"] = tokens
+    return {"defaults": defaults, "limits": limits}
 
 
 def _size_multiple(checkpoint: Checkpoint) -> int:

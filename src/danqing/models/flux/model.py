@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,6 +46,11 @@ _TOKENIZER_FILES = {
     "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
 }
 _SHOWN = 100
+_SHOWN_WORDS = 8
+_SPELLED = 2
+"""Letters; a short word is often spelled in large vocabularies too."""
+_WORD_START = "\u2581"
+"""How sentencepiece writes the space before a word."""
 _ONE_STEP = Request(prompt="a", num_inference_steps=1)
 _T5_TIED = ("shared.weight", "encoder.embed_tokens.weight")
 
@@ -170,7 +177,9 @@ class FluxModel(Model):
         embeds = t5(t5_tokens.input_ids.to(device), output_hidden_states=False)[0]
         dtype = next(clip.parameters()).dtype
         conditioning = Conditioning(prompt_embeds=embeds.to(dtype), pooled_embeds=pooled.to(dtype))
-        return conditioning, self._truncation_note(request, int(t5_tokens.attention_mask.sum()))
+        used = int(t5_tokens.attention_mask.sum())
+        notes = (*self._truncation_note(request, used), *self._vocabulary_note(request))
+        return conditioning, notes
 
     def noise(self, request: Request, seed: int) -> torch.Tensor:
         """Draw (1, 16, height/8, width/8) in float32 on the CPU."""
@@ -354,6 +363,31 @@ class FluxModel(Model):
         if len(lost) > 2 * _SHOWN:
             lost = f"{lost[:_SHOWN]} ... {lost[-_SHOWN:]}"
         return (f"the prompt has {len(ids)} tokens and only {limit} are read; not read: {lost!r}",)
+
+    def _vocabulary_note(self, request: Request) -> tuple[str, ...]:
+        """Say which words the text encoder cannot read: it was never taught such pieces."""
+        unread = [word for word in _words(request.prompt) if not self._can_read(word)]
+        if not unread:
+            return ()
+        known = [piece[1:] for piece in self._t5_tokenizer.get_vocab() if piece[:1] == _WORD_START]
+        shown = []
+        for word in list(dict.fromkeys(unread))[:_SHOWN_WORDS]:
+            near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.75)
+            shown.append(f"{word!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+        return (f"not in this model's vocabulary: {', '.join(shown)}",)
+
+    def _can_read(self, word: str) -> bool:
+        """Say whether a word has pieces of its own, rather than being spelled letter by letter."""
+        pieces = [piece.lstrip(_WORD_START) for piece in self._t5_tokenizer.tokenize(word)]
+        if self._t5_tokenizer.unk_token_id in self._t5_tokenizer(word).input_ids:
+            return False
+        letters = [piece for piece in pieces if piece]
+        spelled = len(letters) > _SPELLED and all(len(piece) == 1 for piece in letters)
+        return not (spelled and word.isascii())
+
+
+def _words(prompt: str) -> list[str]:
+    return re.findall(r"\w+|[^\w\s]", prompt)
 
 
 def _check_fit(part: Mapping[str, Any]) -> None:
