@@ -81,10 +81,11 @@ def main() -> None:
     plot.losses(folder, folder / "losses.png")
     (folder / "seconds.json").write_text(json.dumps(seconds, indent=1) + "\n", "utf-8")
     if given.share >= 1:
-        from training import evaluate, references
+        from training import card, evaluate, references
 
         timed("references", lambda: references.write(PACKAGE / "references"))
         timed("figures", lambda: evaluate.report(folder))
+        card.write(target, folder)
 
 
 def _arguments() -> argparse.Namespace:
