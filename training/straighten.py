@@ -54,7 +54,7 @@ def train(
     nothing = flow.read(readers, *material.nothing)
 
     def losses(randomness: Randomness) -> Mapping[str, torch.Tensor]:
-        latents, clip_ids, t5_ids = material.batch(randomness, BATCH)
+        latents, clip_ids, t5_ids = material.batch(randomness, BATCH, focus=True)
         told = flow.read(readers, clip_ids, t5_ids)
         noise = torch.randn(latents.shape, generator=randomness.torch)
         start, length = _draw_steps(randomness)
