@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parents[1] / "src" / "danqing" / "pocket"
 CHUNKS = 70
 DECODER_CHUNKS = 20
+SAMPLES_EVERY = 500
 STEPS = {"text": 1000, "autoencoder": 1800, "flow": 5500, "straight": 600}
 """Of each stage, at full length."""
 
@@ -39,7 +40,7 @@ def main() -> None:
         print(f"{name}: {seconds[name]:.0f} s", flush=True)
         return found
 
-    from training import autoencoder, code, dataset, export, flow, plot, straighten, text
+    from training import autoencoder, code, dataset, export, flow, plot, samples, straighten, text
 
     seed = given.seed
     timed(
@@ -65,7 +66,16 @@ def main() -> None:
     )
     material = timed("material", lambda: flow.gather(folder, seed=seed, chunks=chunks))
     teacher = timed(
-        "flow", lambda: flow.train(folder, readers, material, steps=steps["flow"], seed=seed)
+        "flow",
+        lambda: flow.train(
+            folder,
+            readers,
+            material,
+            steps=steps["flow"],
+            seed=seed,
+            show=samples.watcher(folder, readers, the_code, material),
+            every=SAMPLES_EVERY,
+        ),
     )
     transformer = timed(
         "straight",

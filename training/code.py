@@ -43,6 +43,15 @@ class Code:
         latents = (patches_of(pixels) - self.mean) @ self.basis
         return latents.permute(0, 3, 1, 2)
 
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """Undo `encode` as well as a linear map can: (n, 16, h/8, w/8) to (n, h, w, 3) bytes."""
+        patches = latents.permute(0, 2, 3, 1) @ torch.linalg.pinv(self.basis) + self.mean
+        count, rows, columns, _ = patches.shape
+        cut = patches.reshape(count, rows, columns, PATCH, PATCH, 3).permute(0, 1, 3, 2, 4, 5)
+        pixels = cut.reshape(count, rows * PATCH, columns * PATCH, 3).clamp(-1, 1)
+        found: np.ndarray = ((pixels + 1) * 127.5).round().to(torch.uint8).numpy()
+        return found
+
 
 def patches_of(pixels: np.ndarray) -> torch.Tensor:
     """Cut (n, h, w, 3) bytes into patches (n, h/8, w/8, 192) from -1 to 1."""
