@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "danqing" / "pocket"
 CHUNKS = 70
 DECODER_CHUNKS = 20
 SAMPLES_EVERY = 500
-STEPS = {"text": 1000, "autoencoder": 1800, "flow": 5500, "straight": 600}
+STEPS = {"text": 1000, "autoencoder": 2900, "flow": 5500, "straight": 160}
 """Of each stage, at full length."""
 
 

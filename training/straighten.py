@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 STEPS = 4
 SHORT_STEPS = 3
 """Steps of the first model within one of the copy."""
-GUIDANCE = 1.6
+GUIDANCE = 2.0
 ANY_TIME = 0.2
 """Share of the samples that begin at any time, so that other numbers of steps keep working."""
 BATCH = 64

@@ -231,7 +231,7 @@ def doctor(
         bool,
         typer.Option(
             "--paint",
-            help="Paint a dozen pictures with the pocket model and compare them with the "
+            help="Paint ten pictures with the pocket model and compare them with the "
             "references in the package: does this device paint the right picture?",
         ),
     ] = False,

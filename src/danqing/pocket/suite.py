@@ -1,4 +1,4 @@
-"""The pocket suite: a dozen pictures that tell whether a device paints the right picture.
+"""The pocket suite: ten pictures that tell whether a device paints the right picture.
 
 Each case has a prompt, a seed, what a program must find in the picture (`danqing.pocket.judge`),
 and a reference picture in this package, painted on a CPU in float32. How far a picture may be from
@@ -102,16 +102,7 @@ CASES = (
         name="circle-above-square",
         prompt="a red circle above a blue square on a white ground",
         shows=_wanted("white", "above", "red circle", "blue square"),
-    ),
-    Case(
-        name="star-left-of-ring",
-        prompt="a yellow star to the left of a purple ring on a black background",
-        shows=_wanted("black", "left of", "yellow star", "purple ring"),
-    ),
-    Case(
-        name="square-below-star",
-        prompt="a white square below a green star on a pink ground",
-        shows=_wanted("pink", "below", "white square", "green star"),
+        seed=32,
     ),
     Case(
         name="three-triangles",
@@ -147,11 +138,13 @@ CASES = (
         name="dusk",
         prompt="a red mountain at dusk, two boats on the lake, a flock of birds",
         shows={"time": "dusk", "mountains": 1, "boats": 2},
+        seed=2,
     ),
     Case(
         name="pine",
         prompt="two purple mountains and an orange sun, a pine on the left, a pavilion",
         shows={"time": "day", "body_colour": "orange", "mountains": 2},
+        seed=5,
     ),
     Case(
         name="chinese",
