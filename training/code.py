@@ -1,8 +1,8 @@
 """The latents: a linear code of 8 x 8 patches, fixed before any network is trained.
 
-Each patch of 8 x 8 pixels becomes the 16 largest of its principal components. Learning a code and
-its inverse together took an autoencoder of this size hours, because each half waits for the other;
-with the code given, encoder, decoder and transformer all learn at once from the same fixed target.
+Each patch of 8 x 8 pixels becomes the 16 largest of its principal components. With the code given,
+encoder, decoder and transformer all learn at once from the same fixed target; learned together, the
+autoencoder must be finished before the transformer can begin.
 The components are brought half way to equal size: left as they are, the flow would see almost only
 the patches' mean colours; made quite equal, almost only fine detail.
 """

@@ -36,6 +36,7 @@ class Stage:
         optimizers: with the learning rates at their peaks.
         average: share of the averaged weights that is kept at each step, in the end.
         warm_up: steps until the peak of the learning rate.
+        cooled: share of the peak that is left at the end of the cosine.
     """
 
     name: str

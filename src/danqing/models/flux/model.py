@@ -48,7 +48,9 @@ _TOKENIZER_FILES = {
 _SHOWN = 100
 _SHOWN_WORDS = 8
 _SPELLED = 2
-"""Letters; a short word is often spelled in large vocabularies too."""
+"""Letters; a short word may be spelled and yet be known."""
+_READS_LETTERS = 10_000
+"""Pieces; a vocabulary so large has learned from spelled words too, such as T5's 32,100."""
 _WORD_START = "\u2581"
 """How sentencepiece writes the space before a word."""
 _ONE_STEP = Request(prompt="a", num_inference_steps=1)
@@ -378,12 +380,14 @@ class FluxModel(Model):
 
     def _can_read(self, word: str) -> bool:
         """Say whether a word has pieces of its own, rather than being spelled letter by letter."""
-        pieces = [piece.lstrip(_WORD_START) for piece in self._t5_tokenizer.tokenize(word)]
-        if self._t5_tokenizer.unk_token_id in self._t5_tokenizer(word).input_ids:
+        tokenizer = self._t5_tokenizer
+        pieces = tokenizer.tokenize(word)
+        if tokenizer.unk_token_id in tokenizer.convert_tokens_to_ids(pieces):
             return False
-        letters = [piece for piece in pieces if piece]
-        spelled = len(letters) > _SPELLED and all(len(piece) == 1 for piece in letters)
-        return not (spelled and word.isascii())
+        if len(tokenizer) >= _READS_LETTERS or not word.isascii():
+            return True
+        letters = [letter for piece in pieces if (letter := piece.lstrip(_WORD_START))]
+        return len(letters) <= _SPELLED or any(len(piece) > 1 for piece in letters)
 
 
 def _words(prompt: str) -> list[str]:
