@@ -81,6 +81,14 @@ class Material:
 
         With `focus`, more of them are geometric scenes than there are in the set.
         """
+        clip_ids, t5_ids, places = self.told(randomness, size, focus=focus)
+        latents = (self.latents[places].float() - self.shift) * self.scale
+        return sampling.pack(latents), clip_ids, t5_ids
+
+    def told(
+        self, randomness: Randomness, size: int, *, focus: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return token ids of CLIP and of T5, and the numbers of the scenes they tell."""
         random = randomness.numpy
         drawn = random.integers(len(self.latents), size=size)
         if focus:
@@ -88,9 +96,9 @@ class Material:
             drawn[:count] = self.geometry[random.integers(len(self.geometry), size=count)]
         places = torch.from_numpy(drawn)
         wording = torch.from_numpy(random.integers(WORDINGS, size=size))
-        latents = (self.latents[places].float() - self.shift) * self.scale
-        ids = self.clip_ids[places, wording], self.t5_ids[places, wording]
-        return sampling.pack(latents), *(found.long() for found in ids)
+        return (
+            self.clip_ids[places, wording].long(), self.t5_ids[places, wording].long(), places
+        )  # fmt: skip
 
 
 def gather(folder: Path, *, seed: int, chunks: int) -> Material:
@@ -230,7 +238,7 @@ def compile_blocks(transformer: Any) -> None:
     """
     transformer.set_attention_backend("_native_math")
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-        block.compile()
+        block.forward = torch.compile(block.forward)  # hooks stay outside
 
 
 @torch.no_grad()

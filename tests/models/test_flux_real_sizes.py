@@ -11,7 +11,7 @@ import torch
 from danqing import models, weights
 from danqing.errors import TensorMismatchError
 from danqing.models.flux import configs, keys
-from danqing.models.loading import Piece, cut, join, match, on_meta, shapes_of
+from danqing.models.loading import Piece, changed, join, match, on_meta, shapes_of
 from tests import sparse, toys
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def test_the_map_is_that_of_diffusers_converter() -> None:
         for target in row.targets:
             wanted = first_column(theirs.pop(target))
             piece = Piece(row.source, start, start + len(wanted), row.change)
-            assert torch.equal(first_column(cut(state[row.source], piece)), wanted), target
+            assert torch.equal(first_column(changed(rows_of(state[row.source], piece), piece.change)), wanted), target
             start = piece.stop
     assert not theirs
 

@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from danqing.errors import TensorMismatchError
+from danqing.weights import QUANTISED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,8 +27,8 @@ Change = Literal["", "swap_halves", "conv_to_linear"]
 """`swap_halves`: the two halves of the rows change places. `conv_to_linear`: (O, I, 1, 1) is
 (O, I)."""
 
-CASTABLE = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
-"""Dtypes whose values mean themselves; whole numbers would need a scale from elsewhere."""
+CASTABLE = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"} | QUANTISED
+"""Dtypes whose values are known; whole numbers would need a scale from elsewhere."""
 SHOWN = 6
 
 
@@ -154,8 +155,10 @@ def fill(
     for target, piece in pieces.items():
         key = (piece, dtype_of(target))
         if key not in tied:
-            tensor = cut(component.read(piece.source), piece)
-            done += tensor.nbytes
+            tensor = changed(component.read(piece.source, piece.start, piece.stop), piece.change)
+            entry = component.entries[piece.source]
+            rows = max(entry.shape[0], 1) if entry.shape else 1
+            done += entry.size_bytes * (piece.stop - piece.start) // rows
             tied[key] = _place(tensor, dtype_of(target), device)
         tensors[target] = tied[key]
         on_bytes(done)
@@ -194,20 +197,18 @@ def _compute_buffers(module: torch.nn.Module, device: torch.device) -> None:
         module.get_submodule(owner).register_buffer(leaf, ids, persistent=False)
 
 
-def cut(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """Return a piece of a source tensor, changed as its row says."""
-    if tensor.ndim and (piece.start, piece.stop) != (0, tensor.shape[0]):
-        tensor = tensor[piece.start : piece.stop]
-    if piece.change == "swap_halves":
+def changed(tensor: torch.Tensor, change: Change) -> torch.Tensor:
+    """Return the rows of a source tensor, changed as their row of the key map says."""
+    if change == "swap_halves":
         first, second = tensor.chunk(2)
         return torch.cat([second, first])
-    if piece.change == "conv_to_linear":
+    if change == "conv_to_linear":
         return tensor[:, :, 0, 0]
     return tensor
 
 
 def join(row: Row, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Undo `cut` for a whole row: return the source tensor made of the module's tensors."""
+    """Undo `changed` for a whole row: return the source tensor made of the module's tensors."""
     tensor = (
         torch.cat([tensors[target] for target in row.targets])
         if len(row.targets) > 1

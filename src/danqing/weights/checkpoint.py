@@ -10,7 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError
-from danqing.weights.safetensors_file import FLOAT_DTYPES, SafetensorsFile, TensorEntry
+from danqing.weights.files import open_tensors
+from danqing.weights.gguf_file import MAGIC
+from danqing.weights.quantised import join_scales
+from danqing.weights.tensor_file import FLOAT_DTYPES, TensorEntry, TensorFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 _FINGERPRINT_BLOCKS = 16
 _FINGERPRINT_BLOCK_BYTES = 4096
+_GGUF_START = 2**20
 MAX_CONFIG_BYTES = 16_000_000
 
 
@@ -29,11 +33,12 @@ class Component:
 
     Attributes:
         name: diffusers' name: `transformer`, `vae`, `text_encoder`, `tokenizer`, ...
-        style: whose tensor names it uses: `diffusers`, `transformers` or `bfl`; `files` for a
-            component without tensors (tokenizer, scheduler).
+        style: whose tensor names it uses: `diffusers`, `transformers`, `bfl` or `llama.cpp`;
+            `files` for a component without tensors (tokenizer, scheduler).
         folder: where its small files are.
-        files: its safetensors files, in order.
+        files: its files of tensors, in order.
         config: its config file; None where the layout has none.
+        prefix: what its tensors' names begin with in the files, where others lie beside them.
     """
 
     name: str
@@ -41,14 +46,18 @@ class Component:
     folder: Path
     files: tuple[Path, ...] = ()
     config: Mapping[str, Any] | None = None
-    _handles: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
+    prefix: str = ""
+
+    @cached_property
+    def _opened(self) -> dict[Path, TensorFile]:
+        return {path: open_tensors(path) for path in self.files}
 
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:
-        """All tensors by name, from the headers alone."""
+        """All tensors by name, without the prefix, from the headers alone."""
         entries: dict[str, TensorEntry] = {}
-        for path in self.files:
-            found = SafetensorsFile(path).entries
+        for path, file in self._opened.items():
+            found = under(self.prefix, file.entries)
             if twice := entries.keys() & found.keys():
                 raise CheckpointDamagedError(
                     f"a tensor of {self.name} lies in two files",
@@ -56,7 +65,7 @@ class Component:
                     hint="leave only one set of shards in the folder",
                 )
             entries |= found
-        return entries
+        return join_scales(entries)
 
     @property
     def size_bytes(self) -> int:
@@ -65,31 +74,41 @@ class Component:
 
     @property
     def dtype(self) -> str:
-        """The dtype most of its bytes are in, by PyTorch's name."""
+        """The dtype most of its bytes are in: PyTorch's name, or else the format's own."""
         sizes: Counter[str] = Counter()
         for entry in self.entries.values():
-            sizes[FLOAT_DTYPES.get(entry.dtype, entry.dtype)] += entry.size_bytes
+            scaled = ", scaled" if entry.scale is not None else ""
+            sizes[FLOAT_DTYPES.get(entry.dtype, entry.dtype) + scaled] += entry.size_bytes
         return sizes.most_common(1)[0][0] if sizes else "none"
 
-    def read(self, name: str) -> torch.Tensor:
-        """Return a tensor, mapped from disk: no byte is read before it is used."""
-        from safetensors import SafetensorError, safe_open
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Return a tensor's rows from `start` to `stop`.
 
-        path = self.entries[name].file
-        try:
-            if path not in self._handles:
-                self._handles[path] = safe_open(path, framework="pt", device="cpu")
-            tensor: torch.Tensor = self._handles[path].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointDamagedError(
-                "the file changed, or became unreadable, after it was checked",
-                seen=f"{path}: {name}: {error}",
-            ) from error
-        return tensor
+        Mapped from disk, so that no byte is read before it is used; but quantised and scaled
+        tensors are widened to float32 here, with their scales applied.
+        """
+        entry = self.entries[name]
+        tensor = self._opened[entry.file].read(entry, start, stop)
+        if entry.scale is None:
+            return tensor
+        scale = self._opened[entry.scale.file].read(entry.scale).float()
+        if scale.numel() > 1:
+            scale = scale.reshape(-1, *(1,) * (tensor.ndim - 1))[start:stop]
+        return tensor.float() * scale
 
     def close(self) -> None:
         """Let go of the mapped files; tensors already handed out stay valid."""
-        self._handles.clear()
+        for file in self._opened.values():
+            file.close()
+
+
+def under(prefix: str, entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """Return the tensors whose names begin with a prefix, without it."""
+    return {
+        name.removeprefix(prefix): entry
+        for name, entry in entries.items()
+        if name.startswith(prefix)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +170,9 @@ def _add_fingerprint(digest: hashlib._Hash, path: Path) -> None:
     size = path.stat().st_size
     digest.update(size.to_bytes(8, "little"))
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(8)
+        # of a GGUF file, which does not say how long its header is, so much is taken as such
+        length = _GGUF_START if start.startswith(MAGIC) else int.from_bytes(start, "little")
         digest.update(file.read(length))
         step = max(1, (size - 8 - length) // _FINGERPRINT_BLOCKS)
         for block in range(_FINGERPRINT_BLOCKS):

@@ -6,10 +6,12 @@ folder or file, and returns components under diffusers' names.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from danqing.errors import (
     CheckpointDamagedError,
@@ -20,8 +22,9 @@ from danqing.errors import (
     UnknownModelError,
     UnsafeFileError,
 )
-from danqing.weights.checkpoint import Checkpoint, Component, read_json
-from danqing.weights.safetensors_file import SafetensorsFile
+from danqing.weights.checkpoint import Checkpoint, Component, read_json, under
+from danqing.weights.files import open_tensors
+from danqing.weights.gguf_file import GgufFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -47,8 +50,22 @@ SIGNATURES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("text_encoder_2", "transformers", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
     ("text_encoder", "transformers", ("text_model.embeddings.token_embedding.weight",)),
     ("text_encoder", "transformers", ("embeddings.token_embedding.weight",)),
+    ("text_encoder_2", "llama.cpp", ("enc.blk.0.attn_rel_b.weight", "enc.blk.0.ffn_gate.weight")),
 )
 """Component, style of names, and tensors that only such a file has."""
+
+PREFIXES = (
+    "",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "text_encoders.clip_l.transformer.",
+    "text_encoders.clip_l.",
+    "text_encoders.t5xxl.transformer.",
+    "text_encoders.t5xxl.",
+    "vae.",
+    "first_stage_model.",
+)
+"""What tools put before the names of a component: ComfyUI, where several share a file."""
 
 _TOKENIZERS = {
     "tokenizer_2": (("spiece.model",), re.compile(r"T5Tokenizer")),
@@ -60,8 +77,12 @@ _MODEL_TYPES = {
     "clip": "text_encoder",
     "clip_text_model": "text_encoder",
 }
+EMBEDDED = "danqing.config"
+"""Key of a config in a file's metadata, with the component's name behind it."""
+_WITH_CONFIG = ("diffusers", "transformers")
 _SMALL = re.compile(r"(Tokenizer(Fast)?|Scheduler|Processor(Fast)?|Extractor)$")
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors$")
+_ENDINGS = (".safetensors", ".sft", ".gguf")
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 
 
@@ -76,8 +97,23 @@ class Layout:
     """
 
     name: str
-    matches: Callable[[Path], bool]
+    matches: Callable[[_Place], bool]
     read: Callable[[Path, frozenset[str]], dict[str, Component]]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A folder or a file that exists, and the transformers in the files directly there."""
+
+    path: Path
+
+    @cached_property
+    def transformers(self) -> list[tuple[Component, int]]:
+        """Each with the number of other components in its file."""
+        files = [_read_file(path) for path in _loose(self.path)]
+        return [
+            (part, len(parts) - 1) for parts in files for part in parts if part.name == "transformer"
+        ]
 
 
 POCKET = "pocket"
@@ -120,7 +156,8 @@ def _open(path: str | Path, components: Mapping[str, str | Path]) -> Checkpoint:
         )
     if place.name == "model_index.json":
         place = place.parent
-    layout = next((row for row in LAYOUTS if row.matches(place)), None)
+    looked_at = _Place(place)
+    layout = next((row for row in LAYOUTS if row.matches(looked_at)), None)
     if layout is None:
         raise _nothing_recognised(place)
     overrides = {
@@ -148,11 +185,11 @@ def _open(path: str | Path, components: Mapping[str, str | Path]) -> Checkpoint:
 DIFFUSERS_FOLDER = "diffusers folder"
 
 
-def _is_diffusers_folder(place: Path) -> bool:
-    index = place / "model_index.json"
-    if not index.is_file():
+def _is_diffusers_folder(place: _Place) -> bool:
+    folder = place.path
+    if not (folder / "model_index.json").is_file():
         return False
-    return any((place / name).is_dir() for name in ("transformer", "unet")) or not _loose(place)
+    return any((folder / name).is_dir() for name in ("transformer", "unet")) or not _loose(folder)
 
 
 def _read_diffusers_folder(place: Path, elsewhere: frozenset[str]) -> dict[str, Component]:
@@ -231,7 +268,7 @@ def _indexed(name: str, folder: Path, index: Path) -> tuple[Path, ...]:
             "the index of shards names a file outside its folder", seen=f"{index}: {odd[0]}"
         )
     files = _all_there(name, folder, names)
-    held = {tensor: path.name for path in files for tensor in SafetensorsFile(path).entries}
+    held = {tensor: path.name for path in files for tensor in open_tensors(path).entries}
     wrong = sorted(tensor for tensor, file in table.items() if held.get(tensor) != file)
     if wrong:
         raise CheckpointIncompleteError(
@@ -253,26 +290,45 @@ def _all_there(name: str, folder: Path, names: Iterable[str]) -> tuple[Path, ...
     return files
 
 
-# --- the files of the BFL release ----------------------------------------------------------------
+# --- loose files ---------------------------------------------------------------------------------
 
+ALL_IN_ONE = "ComfyUI all-in-one file"
+GGUF_FILES = "GGUF files"
+COMFY_FILES = "ComfyUI files"
 BFL_FILES = "BFL files"
+SINGLE_FILES = "diffusers files"
 
 
-def _is_bfl_files(place: Path) -> bool:
-    return any(
-        part == ("transformer", "bfl") for path in _loose(place) if (part := _recognise(path))
-    )
+def _is_all_in_one(place: _Place) -> bool:
+    return any(beside for _, beside in place.transformers)
 
 
-def _read_bfl_files(place: Path, elsewhere: frozenset[str]) -> dict[str, Component]:
+def _is_gguf(place: _Place) -> bool:
+    return any(isinstance(open_tensors(part.files[0]), GgufFile) for part, _ in place.transformers)
+
+
+def _is_comfy(place: _Place) -> bool:
+    return any(part.prefix for part, _ in place.transformers)
+
+
+def _is_bfl_files(place: _Place) -> bool:
+    return any(part.style == "bfl" for part, _ in place.transformers)
+
+
+def _is_single_files(place: _Place) -> bool:
+    return bool(place.transformers)
+
+
+def _read_loose(place: Path, elsewhere: frozenset[str]) -> dict[str, Component]:
+    """Take the components in files and encoders' folders that lie side by side."""
     folder = place if place.is_dir() else place.parent
     beside = [*_loose(folder), *sorted(child for child in folder.iterdir() if child.is_dir())]
     found: dict[str, list[Component]] = {}
     for path in beside:
         for part in _read_part(path, elsewhere):
             found.setdefault(part.name, []).append(part)
-    if place.is_file():  # then it is the transformer meant, whatever lies beside it
-        found["transformer"] = _read_part(place, elsewhere)
+    if place.is_file():  # then what it holds is meant, whatever lies beside it
+        found |= {part.name: [part] for part in _read_part(place, elsewhere)}
     for name, encoder in _ENCODER_OF.items():  # an encoder's own folder is its tokenizer's home
         homes = [part.folder for part in found.get(encoder, [])]
         if own := [part for part in found.get(name, []) if part.folder in homes]:
@@ -302,15 +358,10 @@ def _only(name: str, parts: list[Component], folder: Path) -> Component:
 
 
 def _loose(place: Path) -> list[Path]:
-    """Return the safetensors files lying directly at a place."""
+    """Return the files of tensors lying directly at a place."""
     if place.is_file():
         return [place]
-    return sorted([*place.glob("*.safetensors"), *place.glob("*.sft")])
-
-
-def _recognise(path: Path) -> tuple[str, str] | None:
-    """Return which component a weights file holds, and in whose names."""
-    return _signature(SafetensorsFile(path).entries)
+    return sorted(path for ending in _ENDINGS for path in place.glob(f"*{ending}"))
 
 
 def _signature(tensors: Mapping[str, object]) -> tuple[str, str] | None:
@@ -322,18 +373,44 @@ def _signature(tensors: Mapping[str, object]) -> tuple[str, str] | None:
 
 def _read_part(path: Path, elsewhere: frozenset[str] = frozenset()) -> list[Component]:
     """Return the components a file or a flat folder holds; nothing if it is something else."""
-    parts = [_read_file(path)] if path.is_file() else _read_folder(path, elsewhere)
-    return [part for part in parts if part and part.name not in elsewhere]
+    parts = _read_file(path) if path.is_file() else _read_folder(path, elsewhere)
+    return [part for part in parts if part.name not in elsewhere]
 
 
-def _read_file(path: Path) -> Component | None:
-    recognised = _recognise(path)
-    if recognised is None:
+def embedded_config(path: Path, name: str) -> dict[str, Any] | None:
+    """Return a component's config from the file's own metadata, where danqing writes it."""
+    text = open_tensors(path).metadata.get(f"{EMBEDDED}.{name}")
+    if not isinstance(text, str):
         return None
-    name, style = recognised
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointDamagedError(
+            f"the config of {name} in the file's metadata is no JSON", seen=f"{path}: {error}"
+        ) from error
+    return config if isinstance(config, dict) else None
+
+
+def _read_file(path: Path) -> list[Component]:
+    """Return the components in a file, told by the names of its tensors."""
+    entries = open_tensors(path).entries
+    parts = []
+    for prefix in PREFIXES:
+        recognised = _signature(under(prefix, entries))
+        if recognised is not None:
+            name, style = recognised
+            parts.append(_file_component(name, style, path, prefix))
+    return parts
+
+
+def _file_component(name: str, style: str, path: Path, prefix: str) -> Component:
     beside = path.parent / "config.json"
-    config = read_json(beside) if style != "bfl" and beside.is_file() else None
-    return Component(name=name, style=style, folder=path.parent, files=(path,), config=config)
+    config = embedded_config(path, name)
+    if config is None and not prefix and style in _WITH_CONFIG and beside.is_file():
+        config = read_json(beside)
+    return Component(
+        name=name, style=style, folder=path.parent, files=(path,), config=config, prefix=prefix
+    )
 
 
 def _read_folder(path: Path, elsewhere: frozenset[str]) -> list[Component]:
@@ -392,13 +469,14 @@ def _read_override(name: str, place: Path) -> dict[str, Component]:
 
 def _nothing_recognised(place: Path) -> CheckpointError:
     if place.is_file():
-        names = list(SafetensorsFile(place).entries)  # raises if it is damaged or foreign
-        part = _recognise(place)
-        if part:
+        names = list(open_tensors(place).entries)  # raises if it is damaged or foreign
+        parts = _read_file(place)
+        if parts:
             return CheckpointIncompleteError(
-                f"this file is only a {part[0]}, not a whole model",
+                f"this file is only a {parts[0].name}, not a whole model",
                 seen=place,
-                hint=f"give the model's folder, and this file as --component {part[0]}={place}",
+                hint="give the model's folder, and this file as "
+                f"--component {parts[0].name}={place}",
             )
         return UnknownModelError(
             "the tensors are of no model danqing knows",
@@ -429,5 +507,9 @@ def _nothing_recognised(place: Path) -> CheckpointError:
 
 LAYOUTS: tuple[Layout, ...] = (
     Layout(DIFFUSERS_FOLDER, _is_diffusers_folder, _read_diffusers_folder),
-    Layout(BFL_FILES, _is_bfl_files, _read_bfl_files),
+    Layout(ALL_IN_ONE, _is_all_in_one, _read_loose),
+    Layout(GGUF_FILES, _is_gguf, _read_loose),
+    Layout(COMFY_FILES, _is_comfy, _read_loose),
+    Layout(BFL_FILES, _is_bfl_files, _read_loose),
+    Layout(SINGLE_FILES, _is_single_files, _read_loose),
 )

@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from danqing.errors import CheckpointDamagedError, CheckpointNotFoundError, UnsafeFileError
+from danqing.weights.tensor_file import TensorEntry, TensorFile
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    import torch
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
@@ -29,30 +33,10 @@ BITS = {
     "I32": 32, "U32": 32, "F32": 32,
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
-FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Dtypes that are read as they are, and PyTorch's names for them."""
 
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One tensor as a header describes it; `start` and `stop` are bytes in the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    start: int
-    stop: int
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes on disk."""
-        return self.stop - self.start
-
-
-@dataclass(frozen=True)
-class SafetensorsFile:
-    """One safetensors file; its header is read and checked on first use, its data never here.
+@dataclass
+class SafetensorsFile(TensorFile):
+    """One safetensors file; its header is read and checked on first use.
 
     Raises:
         CheckpointNotFoundError: no such file.
@@ -61,18 +45,49 @@ class SafetensorsFile:
     """
 
     path: Path
+    _handle: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        """Tensors by name."""
+        return self._header[1]
+
+    @property
+    def metadata(self) -> Mapping[str, object]:
+        """The table `__metadata__`, texts by name."""
+        return self._header[0]
 
     @cached_property
-    def entries(self) -> dict[str, TensorEntry]:
-        """Tensors by name."""
+    def _header(self) -> tuple[dict[str, object], dict[str, TensorEntry]]:
         header, data_start, size = _read_header(self.path)
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict):
+            raise CheckpointDamagedError("the file's metadata is no table", seen=self.path)
         entries = {
-            name: _entry(self.path, name, raw, data_start)
-            for name, raw in header.items()
-            if name != "__metadata__"
+            name: _entry(self.path, name, raw, data_start) for name, raw in header.items()
         }
         _check_coverage(self.path, entries, data_start, size)
-        return entries
+        return metadata, entries
+
+    def read(self, entry: TensorEntry, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Return rows of a tensor, mapped from disk."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            if self._handle is None:
+                self._handle = safe_open(self.path, framework="pt", device="cpu")
+            tensor: torch.Tensor = self._handle.get_tensor(entry.name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointDamagedError(
+                "the file changed, or became unreadable, after it was checked",
+                seen=f"{self.path}: {entry.name}: {error}",
+            ) from error
+        whole = not tensor.ndim or (start, stop or tensor.shape[0]) == (0, tensor.shape[0])
+        return tensor if whole else tensor[start:stop]
+
+    def close(self) -> None:
+        """Let go of the mapping."""
+        self._handle = None
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
@@ -122,12 +137,6 @@ def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
             seen=path,
             allowed="safetensors files",
             hint="get the model's safetensors release",
-        )
-    if start.startswith(b"GGUF"):
-        raise CheckpointDamagedError(
-            "the file is in GGUF format, which danqing does not read yet",
-            seen=path,
-            allowed="safetensors files",
         )
     if size < LENGTH_BYTES:
         raise CheckpointDamagedError("the file is empty or cut short", seen=f"{path}: {size} bytes")

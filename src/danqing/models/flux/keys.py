@@ -5,6 +5,7 @@ Read off the two implementations' module trees; the order of rows is that of the
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from danqing.models.loading import Change, Row
@@ -124,3 +125,32 @@ def _resnet_rows(source: str, target: str, *, shortcut: bool) -> Iterator[Row]:
         yield from _both(f"{source}.{layer}", f"{target}.{layer}")
     if shortcut:
         yield from _both(f"{source}.nin_shortcut", f"{target}.conv_shortcut")
+
+
+def llama_name(name: str) -> str:
+    """Return what llama.cpp, and so GGUF files, call a tensor of T5's encoder."""
+    if name in _LLAMA:
+        return _LLAMA[name]
+    found = _T5_LAYER.fullmatch(name)
+    if found is None:
+        return name
+    return f"enc.blk.{found['number']}.{_LLAMA_LAYER[found['rest']]}.weight"
+
+
+_LLAMA = {
+    "shared.weight": "token_embd.weight",
+    "encoder.embed_tokens.weight": "token_embd.weight",
+    "encoder.final_layer_norm.weight": "enc.output_norm.weight",
+}
+_LLAMA_LAYER = {
+    **{f"0.SelfAttention.{part}": f"attn_{part}" for part in "qkvo"},
+    "0.SelfAttention.relative_attention_bias": "attn_rel_b",
+    "0.layer_norm": "attn_norm",
+    "1.DenseReluDense.wi_0": "ffn_gate",
+    "1.DenseReluDense.wi_1": "ffn_up",
+    "1.DenseReluDense.wo": "ffn_down",
+    "1.layer_norm": "ffn_norm",
+}
+_T5_LAYER = re.compile(
+    rf"encoder\.block\.(?P<number>\d+)\.layer\.(?P<rest>{'|'.join(map(re.escape, _LLAMA_LAYER))})\.weight"
+)

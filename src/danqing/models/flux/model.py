@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from danqing.weights import Checkpoint, Component
 
 CLIP_TOKENS = 77
+CLIP_L_HEADS = 12
 ATTENTION_BACKEND = "native"
 """diffusers' name for torch's scaled_dot_product_attention, which every device implements."""
 
@@ -116,9 +117,16 @@ class FluxModel(Model):
         if "scheduler" not in self.checkpoint.components:
             how = "shifted by resolution" if self.spec.kind == "dev" else "not shifted"
             found.append(f"the schedule is {how}, as FLUX.1's; the weights have no config of it")
+        part = self.checkpoint.component
         axes = self._transformer_config.get("axes_dims_rope")
-        if self.checkpoint.component("transformer").style == "bfl" and axes != (16, 56, 56):
+        if part("transformer").config is None and axes != (16, 56, 56):
             found.append(f"axes_dims_rope is {axes}, for heads of {sum(axes or ())}")
+        if part("text_encoder").config is None:
+            heads = configs.clip_config(part("text_encoder"))["num_attention_heads"]
+            if heads != CLIP_L_HEADS:
+                found.append(f"CLIP has {heads} heads; its weights do not say how many")
+        if part("vae").config is None and part("vae").style == "diffusers":
+            found.append("the VAE's scale and shift are FLUX.1's; its weights have no config")
         return tuple(found)
 
     def dtypes(self, dtype: str) -> dict[str, tuple[str, str]]:
@@ -255,12 +263,12 @@ class FluxModel(Model):
         part = self.checkpoint.component
         return {
             "text_encoder": _Network(
-                partial(_make_clip, _config(part("text_encoder"))),
+                partial(_make_clip, _config(part("text_encoder"), configs.clip_config)),
                 partial(_clip_rows, part("text_encoder")),
                 _is_clip_extra,
             ),
             "text_encoder_2": _Network(
-                partial(_make_t5, _config(part("text_encoder_2"))),
+                partial(_make_t5, _config(part("text_encoder_2"), configs.t5_config)),
                 partial(_t5_rows, part("text_encoder_2")),
                 _is_t5_extra,
             ),
@@ -272,13 +280,11 @@ class FluxModel(Model):
 
     @cached_property
     def _transformer_config(self) -> Mapping[str, Any]:
-        part = self.checkpoint.component("transformer")
-        return configs.transformer_config(part) if part.style == "bfl" else _config(part)
+        return _config(self.checkpoint.component("transformer"), configs.transformer_config)
 
     @cached_property
     def _vae_config(self) -> Mapping[str, Any]:
-        part = self.checkpoint.component("vae")
-        return configs.vae_config(part) if part.style == "bfl" else _config(part)
+        return _config(self.checkpoint.component("vae"), configs.vae_config)
 
     def _transformer_rows(self, shapes: Mapping[str, Any]) -> Iterable[Row]:
         part, config = self.checkpoint.component("transformer"), self._transformer_config
@@ -431,12 +437,11 @@ def _check_ids(ids: torch.Tensor, encoder: Any, name: str) -> None:
         )
 
 
-def _config(component: Component) -> Mapping[str, Any]:
-    if component.config is None:
-        raise CheckpointIncompleteError(
-            f"the {component.name} has no config.json", seen=component.folder
-        )
-    return component.config
+def _config(
+    component: Component, derive: Callable[[Component], Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Return the config that came with the weights, or else what their shapes tell of it."""
+    return derive(component) if component.config is None else component.config
 
 
 def _tokenizer(kind: Any, component: Component) -> Any:
@@ -494,6 +499,8 @@ def _clip_rows(component: Component, shapes: Mapping[str, Any]) -> list[Row]:
 
 def _t5_rows(component: Component, shapes: Mapping[str, Any]) -> list[Row]:
     """Match names; files keep the tied embedding under one name, the other, or both."""
+    if component.style == "llama.cpp":
+        return [Row(keys.llama_name(name), (name,)) for name in shapes]
     held = next((name for name in _T5_TIED if name in component.entries), _T5_TIED[0])
     return [Row(held if name in _T5_TIED else name, (name,)) for name in shapes]
 

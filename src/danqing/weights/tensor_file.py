@@ -1,0 +1,82 @@
+"""What every file of tensors gives, whatever its format: a table of contents, and tensors by rows."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+
+FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Dtypes that are read as they are, and PyTorch's names for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor as a header describes it.
+
+    Attributes:
+        name: as the file spells it.
+        dtype: as the format spells it: `BF16`, `F8_E4M3`, `Q4_K`, ...
+        shape: of the tensor as PyTorch has it.
+        file: where it is.
+        start: first byte in the file.
+        stop: the byte behind the last one.
+        scale: what its values are to be multiplied by, of a tensor in scaled fp8.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    stop: int
+    scale: TensorEntry | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        return self.stop - self.start
+
+    @property
+    def elements(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
+
+
+class TensorFile(ABC):
+    """One file of tensors; its header is read and checked on first use.
+
+    Attributes:
+        path: where it is.
+    """
+
+    path: Path
+
+    @property
+    @abstractmethod
+    def entries(self) -> Mapping[str, TensorEntry]:
+        """Tensors by name."""
+
+    @property
+    @abstractmethod
+    def metadata(self) -> Mapping[str, object]:
+        """Whatever else the header says."""
+
+    @abstractmethod
+    def read(self, entry: TensorEntry, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Return a tensor's rows from `start` to `stop`.
+
+        Those in a dtype PyTorch has are mapped from disk: no byte is read before it is used.
+        Others are widened to float32.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the mapping; tensors already handed out stay valid."""
