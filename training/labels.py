@@ -1,9 +1,9 @@
 """What lies where in a geometric scene: a second thing for the transformer to learn from.
 
-The flow's own loss is small where a triangle stands for a square, and says nothing of why. So, while
-it learns, a layer that is dropped afterwards tells from the states in the middle of the transformer,
-at each image token, which shape of which colour is there (the states are given a meaning that is
-known beforehand; after Yu et al.: Representation Alignment for Generation, 2025).
+The flow's own loss is small where a triangle stands for a square, and says nothing of why. So,
+while it learns, a layer that is dropped afterwards tells from the states in the middle of the
+transformer, at each image token, which shape of which colour is there (the states are given a
+meaning that is known beforehand; after Yu et al.: Representation Alignment for Generation, 2025).
 """
 
 from __future__ import annotations

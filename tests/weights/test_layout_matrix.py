@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import danqing
-from danqing.errors import UnknownModelError
-from tests import layouts, toys
+from danqing.errors import CheckpointError, UnknownModelError
+from tests import layouts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -182,7 +182,7 @@ def test_foreign_quantisation_is_named(
 
 def test_the_message_names_the_small_files(parts: dict[str, layouts.State], tmp_path: Path) -> None:
     file = layouts.save(tmp_path / "all.safetensors", layouts.all_in_one(parts))
-    with pytest.raises(danqing.CheckpointError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         danqing.open(file, device="cpu")
     assert "vocab.json" in str(caught.value)
     assert "--component" in str(caught.value)
@@ -191,4 +191,6 @@ def test_the_message_names_the_small_files(parts: dict[str, layouts.State], tmp_
 def test_toys_agree_with_their_own_gguf(tmp_path: Path) -> None:
     """The writer above is the library's: its own reader finds the same names and shapes."""
     state = {"x.weight": torch.arange(12.0).reshape(3, 4)}
-    assert torch.equal(layouts.write_gguf(tmp_path / "x.gguf", "flux", state, "F32")["x.weight"], state["x.weight"])
+    assert torch.equal(
+        layouts.write_gguf(tmp_path / "x.gguf", "flux", state, "F32")["x.weight"], state["x.weight"]
+    )

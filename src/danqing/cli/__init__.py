@@ -92,6 +92,14 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+ComponentFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=PLACE",
+        help="Take one component (t5, clip, vae, transformer, ...) from elsewhere; may be "
+        "repeated.",
+    ),
+]
 
 
 @app.command()
@@ -119,17 +127,11 @@ def generate(
             "--model-path",
             "-m",
             metavar="PLACE",
-            help="Folder or file of the weights.  [default: pocket, which comes with danqing]",
+            help="Folder or file of the weights, or a model's id on a hub, looked up on this "
+            "disk.  [default: pocket, which comes with danqing]",
         ),
     ] = None,
-    component: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=PLACE",
-            help="Take one component (t5, clip, vae, transformer, ...) from elsewhere; may be "
-            "repeated.",
-        ),
-    ] = None,
+    component: ComponentFlag = None,
     from_picture: Annotated[
         str | None,
         typer.Option(
@@ -221,6 +223,85 @@ def show(
     from danqing.cli.show import run
 
     run(picture, as_json=json_record)
+
+
+@app.command()
+@request_options
+@_guarded
+def models(
+    everything: Annotated[
+        bool, typer.Option("--all", help="List what danqing does not run, too.")
+    ] = False,
+    json_report: JsonFlag = False,
+) -> None:
+    """List the models on this disk: built in, in the hubs' caches, in DANQING_MODELS."""
+    from danqing.cli.check import run_models
+
+    run_models(everything=everything, as_json=json_report)
+
+
+@app.command()
+@request_options
+@_guarded
+def check(
+    place: Annotated[
+        str, typer.Argument(metavar="PLACE", help="A folder, a file, or a model's id on a hub.")
+    ],
+    component: ComponentFlag = None,
+    check_values: Annotated[
+        bool,
+        typer.Option("--check-values", help="Read every tensor and look for NaN and infinity."),
+    ] = False,
+    digest: Annotated[
+        bool, typer.Option("--digest", help="Print the SHA-256 of each file; computed once.")
+    ] = False,
+    json_report: JsonFlag = False,
+) -> None:
+    """Check weights before they are used: files, headers, every tensor's name and shape."""
+    from danqing.cli.check import run
+    from danqing.cli.generate import read_components
+
+    run(
+        place,
+        read_components(component or []),
+        values=check_values,
+        digest=digest,
+        as_json=json_report,
+    )
+
+
+@app.command()
+@request_options
+@_guarded
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A folder, a file, or a model's id on a hub.")
+    ],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A folder that does not exist yet.")
+    ],
+    layout: Annotated[
+        str, typer.Option(metavar="NAME", help="diffusers, bfl or comfy.")
+    ] = "diffusers",
+    dtype: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="keep, bfloat16, float16 or float32."),
+    ] = "keep",
+    component: ComponentFlag = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Write weights in another layout or dtype, one tensor at a time."""
+    from danqing.cli.convert import run
+    from danqing.cli.generate import read_components
+
+    run(
+        source,
+        target,
+        read_components(component or []),
+        layout=layout,
+        dtype=dtype,
+        quiet=quiet,
+    )
 
 
 @app.command()

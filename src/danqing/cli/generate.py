@@ -24,7 +24,7 @@ from danqing.request import Request, request_from_record
 from danqing.weights import POCKET, Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from danqing.engine import Engine
     from danqing.models.base import ModelSpec
@@ -155,7 +155,7 @@ def _plain(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]
             model_path=job.model_path or POCKET,
             device=job.device or "auto",
             dtype=job.dtype or "auto",
-            components=_components(job),
+            components=read_components(job.components),
         ),
         targets,
     )
@@ -217,9 +217,10 @@ def _read_size(job: Job) -> dict[str, int]:
     return found
 
 
-def _components(job: Job) -> dict[str, str]:
+def read_components(texts: Sequence[str]) -> dict[str, str]:
+    """Return places by component's name, from texts such as `vae=FILE`."""
     table = {}
-    for text in job.components:
+    for text in texts:
         name, equals, place = text.partition("=")
         if not (name and equals and place):
             raise RequestError(
@@ -255,7 +256,7 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         model_path=job.model_path or place,
         device=job.device or _device_or_auto(device, notes),
         dtype=job.dtype or dtype,
-        components={**components, **_components(job)},
+        components={**components, **read_components(job.components)},
         fingerprint=fingerprint,
         notes=tuple(notes),
     )

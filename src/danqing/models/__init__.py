@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from danqing.models.base import Model, ModelSpec
     from danqing.weights import Checkpoint
 
-__all__ = ["FAMILIES", "identify", "open_model"]
+__all__ = ["FAMILIES", "identify", "make_model", "open_model", "parts_of"]
 
 FAMILIES = {"flux1": "danqing.models.flux"}
 """Package of each family; it has `identify(checkpoint) -> ModelSpec | None`, which needs no torch,
@@ -30,6 +30,8 @@ def identify(checkpoint: Checkpoint) -> ModelSpec:
         spec: ModelSpec | None = importlib.import_module(package).identify(checkpoint)
         if spec is not None:
             return _named(spec, checkpoint.name)
+    for error in checkpoint.broken.values():
+        raise error
     says = checkpoint.index.get("_class_name")
     raise UnknownModelError(
         "the weights are of a model danqing does not know",
@@ -45,8 +47,20 @@ def _named(spec: ModelSpec, name: str | None) -> ModelSpec:
     return dataclasses.replace(spec, own_name=name, title=f"{name} (a small {spec.title})")
 
 
+def parts_of(spec: ModelSpec) -> tuple[str, ...]:
+    """Return the components a model of this family cannot do without; needs no torch."""
+    parts: tuple[str, ...] = importlib.import_module(FAMILIES[spec.family]).PARTS
+    return parts
+
+
+def make_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
+    """Return the model, nothing of it checked or read yet."""
+    model: Model = importlib.import_module(FAMILIES[spec.family]).open_model(checkpoint, spec)
+    return model
+
+
 def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
     """Return the model with its tensors' names and shapes checked; no weights are read."""
-    model: Model = importlib.import_module(FAMILIES[spec.family]).open_model(checkpoint, spec)
+    model = make_model(checkpoint, spec)
     model.check()
     return model

@@ -110,13 +110,40 @@ class Model(ABC):
         self.checkpoint = checkpoint
         self.spec = spec
 
+    @property
     @abstractmethod
-    def check(self) -> None:
-        """Compare every tensor's name and shape with the architecture, before any is read.
+    def parts(self) -> tuple[str, ...]:
+        """Return the components it cannot do without, in the order they are checked."""
+
+    @abstractmethod
+    def check_part(self, name: str) -> None:
+        """Compare one component with the architecture: names and shapes, before any is read.
 
         Raises:
-            danqing.errors.TensorMismatchError: with what is missing, unexpected or misshapen.
+            danqing.errors.CheckpointError: saying all that is wrong with it.
         """
+
+    @abstractmethod
+    def check_together(self) -> None:
+        """See that the components belong to each other, after each was checked.
+
+        Raises:
+            danqing.errors.CheckpointError: they do not.
+        """
+
+    @abstractmethod
+    def matched(self, component: str) -> tuple[torch.nn.Module, Mapping[str, Any]]:
+        """Return a network without weights, and where each of its tensors comes from."""
+
+    def check(self) -> None:
+        """Check everything that can be, before any weight is read.
+
+        Raises:
+            danqing.errors.CheckpointError: the first thing that is wrong.
+        """
+        for name in self.parts:
+            self.check_part(name)
+        self.check_together()
 
     def assumptions(self) -> tuple[str, ...]:
         """Return what the files do not say and was filled in from knowledge of the architecture."""

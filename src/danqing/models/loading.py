@@ -207,7 +207,7 @@ def changed(tensor: torch.Tensor, change: Change) -> torch.Tensor:
     return tensor
 
 
-def join(row: Row, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def joined(row: Row, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Undo `changed` for a whole row: return the source tensor made of the module's tensors."""
     tensor = (
         torch.cat([tensors[target] for target in row.targets])

@@ -6,11 +6,13 @@ files' headers) and their configs; tensors are read lazily, mapped from disk.
 
 from danqing.weights.checkpoint import Checkpoint, Component
 from danqing.weights.gguf_file import QUANTISED
-from danqing.weights.layouts import BUILT_IN, LAYOUTS, POCKET, open_checkpoint
+from danqing.weights.layouts import EMBEDDED, LAYOUTS, open_checkpoint
+from danqing.weights.places import BUILT_IN, POCKET
 from danqing.weights.tensor_file import TensorEntry
 
 __all__ = [
     "BUILT_IN",
+    "EMBEDDED",
     "LAYOUTS",
     "POCKET",
     "QUANTISED",

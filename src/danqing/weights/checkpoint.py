@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError
+from danqing.errors import (
+    CheckpointDamagedError,
+    CheckpointError,
+    CheckpointIncompleteError,
+)
 from danqing.weights.files import open_tensors
 from danqing.weights.gguf_file import MAGIC
 from danqing.weights.quantised import join_scales
@@ -121,6 +125,8 @@ class Checkpoint:
         components: by diffusers' names.
         index: the model's own index file (`model_index.json`), if the layout has one.
         overrides: components whose place the user gave, as absolute paths.
+        broken: components that are there but cannot be read, and why.
+        unread: files beside the one named that cannot be read, and why.
         name: what it is called, if it is one that comes with danqing.
     """
 
@@ -129,6 +135,8 @@ class Checkpoint:
     components: Mapping[str, Component]
     index: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Path] = field(default_factory=dict)
+    broken: Mapping[str, CheckpointError] = field(default_factory=dict)
+    unread: Mapping[Path, CheckpointError] = field(default_factory=dict)
     name: str | None = None
 
     def component(self, name: str) -> Component:
@@ -136,15 +144,18 @@ class Checkpoint:
 
         Raises:
             CheckpointIncompleteError: this checkpoint has no such component.
+            CheckpointError: it has, but what lies there cannot be used.
         """
-        try:
+        if name in self.components:
             return self.components[name]
-        except KeyError:
-            raise CheckpointIncompleteError(
-                f"the checkpoint has no {name}",
-                seen=f"{self.path} ({self.layout}): {', '.join(self.components) or 'nothing'}",
-                hint=f"if it lies elsewhere, say so: --component {name}=PLACE",
-            ) from None
+        if name in self.broken:
+            raise self.broken[name]
+        has = f"{self.path} ({self.layout}): {', '.join(self.components) or 'nothing'}"
+        for path, error in self.unread.items():
+            has += f"; {path.name} cannot be read: {error.what}"
+        raise CheckpointIncompleteError(
+            f"the checkpoint has no {name}", seen=has, hint=_where_to_get(name)
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -164,6 +175,20 @@ class Checkpoint:
         """Let go of all mapped files."""
         for component in self.components.values():
             component.close()
+
+
+def _where_to_get(name: str) -> str:
+    """Say how to name a component, and of the small ones which files they are."""
+    hint = f"if it lies elsewhere, say so: --component {name}=PLACE"
+    return f"{hint}; {_SMALL_FILES[name]}" if name in _SMALL_FILES else hint
+
+
+_SMALL_FILES = {
+    "tokenizer": "a folder with vocab.json and merges.txt, or tokenizer.json "
+    "(of openai/clip-vit-large-patch14, or of tokenizer/ in the model's repository)",
+    "tokenizer_2": "a folder with spiece.model, or tokenizer.json "
+    "(of google/t5-v1_1-xxl, or of tokenizer_2/ in the model's repository)",
+}
 
 
 def _add_fingerprint(digest: hashlib._Hash, path: Path) -> None:

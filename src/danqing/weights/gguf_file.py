@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from danqing.errors import CheckpointDamagedError, CheckpointNotFoundError, InstallationError
+from danqing.errors import CheckpointDamagedError, CheckpointNotFoundError
 from danqing.weights.tensor_file import TensorEntry, TensorFile
 
 if TYPE_CHECKING:
@@ -133,15 +133,9 @@ def _bytes_of_row(entry: TensorEntry) -> int:
 
 
 def _dequantise(data: Any, dtype: str) -> Any:
-    try:
-        from gguf.constants import GGMLQuantizationType
-        from gguf.quants import dequantize
-    except ImportError as error:
-        raise InstallationError(
-            "reading quantised GGUF files needs the library gguf",
-            seen=str(error),
-            hint="pip install gguf",
-        ) from error
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
     return dequantize(data, GGMLQuantizationType(_NUMBER_OF[dtype]))
 
 
@@ -179,7 +173,10 @@ class _Reader:
         return metadata, self._entries(rows, start, metadata)
 
     def _entries(
-        self, rows: list[tuple[str, tuple[int, ...], int, int]], start: int, metadata: dict[str, Any]
+        self,
+        rows: list[tuple[str, tuple[int, ...], int, int]],
+        start: int,
+        metadata: dict[str, Any],
     ) -> dict[str, TensorEntry]:
         entries: dict[str, TensorEntry] = {}
         end = start
@@ -208,8 +205,8 @@ class _Reader:
                     f"{self._size} bytes, and {name[:200]} ends at {end}",
                     hint="download the file again",
                 )
-            shape = self._original_shape(name, shape, metadata)
-            entries[name] = TensorEntry(name, dtype, shape, self._path, start + offset, end)
+            whole = self._original_shape(name, shape, metadata)
+            entries[name] = TensorEntry(name, dtype, whole, self._path, start + offset, end)
         return entries
 
     def _original_shape(

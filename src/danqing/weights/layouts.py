@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from danqing.errors import (
 from danqing.weights.checkpoint import Checkpoint, Component, read_json, under
 from danqing.weights.files import open_tensors
 from danqing.weights.gguf_file import GgufFile
+from danqing.weights.places import BUILT_IN, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -93,12 +94,21 @@ class Layout:
     Attributes:
         name: as shown to the user.
         matches: whether a place (a folder or a file that exists) is of this layout.
-        read: the components found there, given the names of those that come from elsewhere.
+        read: what is found there, given the names of components that come from elsewhere.
     """
 
     name: str
     matches: Callable[[_Place], bool]
-    read: Callable[[Path, frozenset[str]], dict[str, Component]]
+    read: Callable[[Path, frozenset[str]], _Contents]
+
+
+@dataclass(kw_only=True)
+class _Contents:
+    """What a reader found: components, those it cannot read, and files it cannot read."""
+
+    components: dict[str, Component]
+    broken: dict[str, CheckpointError] = field(default_factory=dict)
+    unread: dict[Path, CheckpointError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,14 +122,11 @@ class _Place:
         """Each with the number of other components in its file."""
         files = [_read_file(path) for path in _loose(self.path)]
         return [
-            (part, len(parts) - 1) for parts in files for part in parts if part.name == "transformer"
+            (part, len(parts) - 1)
+            for parts in files
+            for part in parts
+            if part.name == "transformer"
         ]
-
-
-POCKET = "pocket"
-"""The model that comes with danqing, and is used where none is named."""
-BUILT_IN = {POCKET: Path(__file__).parents[1] / "pocket" / "checkpoint"}
-"""Models that come with danqing, by name; a folder of that name on the disk goes first."""
 
 
 def open_checkpoint(
@@ -128,7 +135,8 @@ def open_checkpoint(
     """Find and recognise a checkpoint; reads indexes, configs and headers, no weights.
 
     Args:
-        path: a folder or a file, or the name of a model that comes with danqing.
+        path: a folder or a file, the name of a model that comes with danqing, or an id of a hub,
+            which is looked up in the caches on this disk.
         components: places of single components, which win over what lies at `path`.
 
     Raises:
@@ -144,16 +152,7 @@ def open_checkpoint(
 
 
 def _open(path: str | Path, components: Mapping[str, str | Path]) -> Checkpoint:
-    place = Path(path).expanduser().absolute()
-    if not place.exists():
-        place = BUILT_IN.get(str(path), place)
-    if not place.exists():
-        raise CheckpointNotFoundError(
-            "there is nothing at this path",
-            seen=path,
-            hint="danqing reads weights from this disk and downloads nothing by itself; give the "
-            f"folder of a downloaded model, or the name of one that is built in: {POCKET}",
-        )
+    place = find(path)
     if place.name == "model_index.json":
         place = place.parent
     looked_at = _Place(place)
@@ -168,12 +167,14 @@ def _open(path: str | Path, components: Mapping[str, str | Path]) -> Checkpoint:
     for name, where in overrides.items():
         found = _read_override(name, where)  # an encoder's folder may hold its tokenizer too
         given |= {key: part for key, part in found.items() if key == name or key not in overrides}
-    parts = layout.read(place, frozenset(given)) | given
+    contents = layout.read(place, frozenset(given))
     index = place / "model_index.json"
     return Checkpoint(
         path=place,
         layout=layout.name,
-        components=parts,
+        components=contents.components | given,
+        broken=contents.broken,
+        unread=contents.unread,
         index=read_json(index) if layout.name == DIFFUSERS_FOLDER and index.exists() else {},
         overrides=overrides,
         name=next((name for name, where in BUILT_IN.items() if where == place), None),
@@ -192,8 +193,8 @@ def _is_diffusers_folder(place: _Place) -> bool:
     return any((folder / name).is_dir() for name in ("transformer", "unet")) or not _loose(folder)
 
 
-def _read_diffusers_folder(place: Path, elsewhere: frozenset[str]) -> dict[str, Component]:
-    components = {}
+def _read_diffusers_folder(place: Path, elsewhere: frozenset[str]) -> _Contents:
+    found = _Contents(components={})
     for name, row in read_json(place / "model_index.json").items():
         if name.startswith("_") or not isinstance(row, list) or len(row) != 2 or None in row:  # noqa: PLR2004
             continue
@@ -202,12 +203,15 @@ def _read_diffusers_folder(place: Path, elsewhere: frozenset[str]) -> dict[str, 
             raise CheckpointDamagedError("model_index.json names an odd component", seen=name)
         if name in elsewhere or not (place / name).is_dir():
             continue  # said when it is asked for: it may come from --component
-        if _SMALL.search(class_name):
-            components[name] = _small(name, place / name)
-        else:
-            style = "diffusers" if library == "diffusers" else "transformers"
-            components[name] = _network(name, style, place / name)
-    return components
+        try:
+            if _SMALL.search(class_name):
+                found.components[name] = _small(name, place / name)
+            else:
+                style = "diffusers" if library == "diffusers" else "transformers"
+                found.components[name] = _network(name, style, place / name)
+        except CheckpointError as error:
+            found.broken[name] = error  # raised when it is asked for
+    return found
 
 
 def _small(name: str, folder: Path) -> Component:
@@ -319,13 +323,25 @@ def _is_single_files(place: _Place) -> bool:
     return bool(place.transformers)
 
 
-def _read_loose(place: Path, elsewhere: frozenset[str]) -> dict[str, Component]:
-    """Take the components in files and encoders' folders that lie side by side."""
+def _read_loose(place: Path, elsewhere: frozenset[str]) -> _Contents:
+    """Take the components in files and encoders' folders that lie side by side.
+
+    Beside a file that was named, one that cannot be read may be of no concern; it is told if
+    something is missing.
+    """
+    unread: dict[Path, CheckpointError] = {}
     folder = place if place.is_dir() else place.parent
     beside = [*_loose(folder), *sorted(child for child in folder.iterdir() if child.is_dir())]
     found: dict[str, list[Component]] = {}
     for path in beside:
-        for part in _read_part(path, elsewhere):
+        try:
+            parts = _read_part(path, elsewhere)
+        except CheckpointError as error:
+            if not place.is_file() or path == place:
+                raise
+            unread[path] = error
+            continue
+        for part in parts:
             found.setdefault(part.name, []).append(part)
     if place.is_file():  # then what it holds is meant, whatever lies beside it
         found |= {part.name: [part] for part in _read_part(place, elsewhere)}
@@ -334,7 +350,8 @@ def _read_loose(place: Path, elsewhere: frozenset[str]) -> dict[str, Component]:
         if own := [part for part in found.get(name, []) if part.folder in homes]:
             found[name] = own
     networks_first = sorted(found, key=lambda name: name in _ENCODER_OF)
-    return {name: _only(name, found[name], folder) for name in networks_first}
+    components = {name: _only(name, found[name], folder) for name in networks_first}
+    return _Contents(components=components, unread=unread)
 
 
 def _only(name: str, parts: list[Component], folder: Path) -> Component:
@@ -419,6 +436,8 @@ def _read_folder(path: Path, elsewhere: frozenset[str]) -> list[Component]:
         for name in _TOKENIZERS
         if _is_tokenizer(name, path)
     ]
+    if (path / "scheduler_config.json").is_file():
+        parts.append(_small("scheduler", path))
     if not (path / "config.json").is_file():
         return parts
     config = read_json(path / "config.json")

@@ -58,9 +58,7 @@ def join_scales(entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
         if ending := next((end for end in _SCALES if name.endswith(end)), None):
             layer = f"{name.removesuffix(ending)}.weight"
             if layer not in joined:
-                raise CheckpointDamagedError(
-                    "a scale has no weight", seen=f"{scale.file}: {name}"
-                )
+                raise CheckpointDamagedError("a scale has no weight", seen=f"{scale.file}: {name}")
             joined[layer] = _scaled(joined[layer], scale)
     return joined
 
@@ -76,7 +74,5 @@ def _scaled(weight: TensorEntry, scale: TensorEntry) -> TensorEntry:
             allowed="one number, or one for each row, beside a weight in fp8",
         )
     if weight.scale is not None:
-        raise CheckpointDamagedError(
-            "a weight has two scales", seen=f"{scale.file}: {weight.name}"
-        )
+        raise CheckpointDamagedError("a weight has two scales", seen=f"{scale.file}: {weight.name}")
     return replace(weight, scale=scale)

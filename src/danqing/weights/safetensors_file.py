@@ -34,6 +34,7 @@ BITS = {
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
+
 @dataclass
 class SafetensorsFile(TensorFile):
     """One safetensors file; its header is read and checked on first use.
@@ -63,9 +64,7 @@ class SafetensorsFile(TensorFile):
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict):
             raise CheckpointDamagedError("the file's metadata is no table", seen=self.path)
-        entries = {
-            name: _entry(self.path, name, raw, data_start) for name, raw in header.items()
-        }
+        entries = {name: _entry(self.path, name, raw, data_start) for name, raw in header.items()}
         _check_coverage(self.path, entries, data_start, size)
         return metadata, entries
 

@@ -1,4 +1,4 @@
-"""What every file of tensors gives, whatever its format: a table of contents, and tensors by rows."""
+"""What every file of tensors gives, whatever its format: a list of contents, tensors by rows."""
 
 from __future__ import annotations
 

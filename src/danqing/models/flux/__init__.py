@@ -20,6 +20,9 @@ FAMILY = "flux1"
 MAX_TOKENS = 512
 """What T5 was trained with here; diffusers refuses more too."""
 
+PARTS = ("text_encoder", "text_encoder_2", "transformer", "vae", "tokenizer", "tokenizer_2")
+"""What it cannot do without; a schedule may be left out."""
+
 _TELLTALES = {
     "bfl": (
         "img_in.weight",

@@ -8,7 +8,7 @@ from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError
 from danqing.models.flux.keys import llama_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from danqing.weights import Component
 
@@ -120,7 +120,9 @@ def clip_config(component: Component) -> dict[str, Any]:
         "intermediate_size": _side(component, f"{prefix}encoder.layers.0.mlp.fc1.weight", 0),
         "num_hidden_layers": count(component.entries, f"{prefix}encoder.layers."),
         "num_attention_heads": hidden // (CLIP_HEAD if hidden >= CLIP_HEAD else 8),
-        "max_position_embeddings": _side(component, f"{prefix}embeddings.position_embedding.weight", 0),
+        "max_position_embeddings": _side(
+            component, f"{prefix}embeddings.position_embedding.weight", 0
+        ),
         "hidden_act": "quick_gelu",
         "projection_dim": hidden,
         "bos_token_id": vocabulary - 2,
@@ -160,10 +162,30 @@ def t5_config(component: Component) -> dict[str, Any]:
     }
 
 
-def shortcuts(component: Component) -> frozenset[str]:
-    """Return the residual blocks of the autoencoder that change the number of channels."""
-    mark = ".nin_shortcut.weight"
-    return frozenset(name.removesuffix(mark) for name in component.entries if name.endswith(mark))
+def shortcuts(targets: Iterable[str], *, levels: int) -> frozenset[str]:
+    """Return the BFL names of the residual blocks that change the number of channels.
+
+    Args:
+        targets: names of diffusers' module.
+        levels: resolutions.
+    """
+    mark = ".conv_shortcut.weight"
+    found = set()
+    for name in targets:
+        if name.endswith(mark):
+            side, _, level, _, block = name.removesuffix(mark).split(".")
+            number = int(level) if side == "encoder" else levels - 1 - int(level)
+            found.add(f"{side}.{'down' if side == 'encoder' else 'up'}.{number}.block.{block}")
+    return frozenset(found)
+
+
+DERIVED: dict[str, Callable[[Component], dict[str, Any]]] = {
+    "text_encoder": clip_config,
+    "text_encoder_2": t5_config,
+    "transformer": transformer_config,
+    "vae": vae_config,
+}
+"""How to tell a network's config from the shapes of its weights."""
 
 
 def count(names: Iterable[str], prefix: str) -> int:

@@ -152,5 +152,6 @@ _LLAMA_LAYER = {
     "1.layer_norm": "ffn_norm",
 }
 _T5_LAYER = re.compile(
-    rf"encoder\.block\.(?P<number>\d+)\.layer\.(?P<rest>{'|'.join(map(re.escape, _LLAMA_LAYER))})\.weight"
+    r"encoder\.block\.(?P<number>\d+)\.layer\."
+    rf"(?P<rest>{'|'.join(map(re.escape, _LLAMA_LAYER))})\.weight"
 )

@@ -16,7 +16,7 @@ from danqing.errors import (
     TensorMismatchError,
 )
 from danqing.models.base import Model
-from danqing.models.flux import configs, keys, sampling
+from danqing.models.flux import PARTS, configs, keys, sampling
 from danqing.models.loading import (
     Piece,
     Row,
@@ -73,9 +73,9 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class _Network:
-    """How to make one of the networks: an empty module, a key map, tensors without use."""
+    """How to make one of the networks from its config, its key map, and tensors without use."""
 
-    make: Callable[[], Any]
+    make: Callable[[Mapping[str, Any]], Any]
     rows: Callable[[Mapping[str, Any]], Iterable[Row]]
     ignored: Callable[[str], bool] = lambda _: False
 
@@ -95,14 +95,26 @@ class FluxModel(Model):
         self._pieces: dict[str, dict[str, Piece]] = {}
         self._checked: dict[str, torch.nn.Module] = {}
 
-    def check(self) -> None:
-        """Compare the four networks with their files and with each other; look for small files."""
-        for component in (name for names in self.stages.values() for name in names):
-            self._checked[component] = self._empty(component)
-            self._match(component, self._checked[component])
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Return the four networks, their tokenizers, and the schedule if there is one."""
+        return (*PARTS, *(("scheduler",) if "scheduler" in self.checkpoint.components else ()))
+
+    def check_part(self, name: str) -> None:
+        """Compare a network with its files; of a tokenizer or a schedule, see that it is usable."""
+        if name in _TOKENIZER_FILES:
+            _check_tokenizer_files(self.checkpoint.component(name), _TOKENIZER_FILES[name])
+        elif name == "scheduler":
+            self._check_schedule()
+        else:
+            self._checked[name] = self._empty(name)
+            self._match(name, self._checked[name])
+
+    def check_together(self) -> None:
+        """Compare the networks' widths with each other."""
         _check_fit({name: module.config for name, module in self._checked.items()})
-        for tokenizer, sets in _TOKENIZER_FILES.items():
-            _check_tokenizer_files(self.checkpoint.component(tokenizer), sets)
+
+    def _check_schedule(self) -> None:
         try:
             self._schedule(_ONE_STEP, tokens=1, device=torch.device("cpu"))
         except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -118,7 +130,7 @@ class FluxModel(Model):
             how = "shifted by resolution" if self.spec.kind == "dev" else "not shifted"
             found.append(f"the schedule is {how}, as FLUX.1's; the weights have no config of it")
         part = self.checkpoint.component
-        axes = self._transformer_config.get("axes_dims_rope")
+        axes = self.config_of("transformer").get("axes_dims_rope")
         if part("transformer").config is None and axes != (16, 56, 56):
             found.append(f"axes_dims_rope is {axes}, for heads of {sum(axes or ())}")
         if part("text_encoder").config is None:
@@ -240,9 +252,9 @@ class FluxModel(Model):
     # --- networks --------------------------------------------------------------------------------
 
     def _empty(self, component: str) -> torch.nn.Module:
-        network = self._networks[component]
+        make, config = self._networks[component].make, self.config_of(component)
         try:
-            module: torch.nn.Module = on_meta(network.make)
+            module: torch.nn.Module = on_meta(partial(make, config))
         except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
             raise CheckpointDamagedError(
                 f"the config of {component} describes no network",
@@ -263,31 +275,27 @@ class FluxModel(Model):
         part = self.checkpoint.component
         return {
             "text_encoder": _Network(
-                partial(_make_clip, _config(part("text_encoder"), configs.clip_config)),
-                partial(_clip_rows, part("text_encoder")),
-                _is_clip_extra,
+                _make_clip, lambda shapes: _clip_rows(part("text_encoder"), shapes), _is_clip_extra
             ),
             "text_encoder_2": _Network(
-                partial(_make_t5, _config(part("text_encoder_2"), configs.t5_config)),
-                partial(_t5_rows, part("text_encoder_2")),
-                _is_t5_extra,
+                _make_t5, lambda shapes: _t5_rows(part("text_encoder_2"), shapes), _is_t5_extra
             ),
-            "transformer": _Network(
-                partial(_make_transformer, self._transformer_config), self._transformer_rows
-            ),
-            "vae": _Network(partial(_make_vae, self._vae_config), self._vae_rows),
+            "transformer": _Network(_make_transformer, self._transformer_rows),
+            "vae": _Network(_make_vae, self._vae_rows),
         }
 
-    @cached_property
-    def _transformer_config(self) -> Mapping[str, Any]:
-        return _config(self.checkpoint.component("transformer"), configs.transformer_config)
+    def config_of(self, component: str) -> Mapping[str, Any]:
+        """Return the config that came with a network, or else what its shapes tell of it."""
+        part = self.checkpoint.component(component)
+        return configs.DERIVED[component](part) if part.config is None else part.config
 
-    @cached_property
-    def _vae_config(self) -> Mapping[str, Any]:
-        return _config(self.checkpoint.component("vae"), configs.vae_config)
+    def matched(self, component: str) -> tuple[torch.nn.Module, dict[str, Piece]]:
+        """Return a network without weights, and where each of its tensors comes from."""
+        module = self._empty(component)
+        return module, self._match(component, module)
 
     def _transformer_rows(self, shapes: Mapping[str, Any]) -> Iterable[Row]:
-        part, config = self.checkpoint.component("transformer"), self._transformer_config
+        part, config = self.checkpoint.component("transformer"), self.config_of("transformer")
         if part.style != "bfl":
             return identity_rows(shapes)
         return keys.transformer_rows(
@@ -297,13 +305,13 @@ class FluxModel(Model):
         )
 
     def _vae_rows(self, shapes: Mapping[str, Any]) -> Iterable[Row]:
-        part, config = self.checkpoint.component("vae"), self._vae_config
+        part, config = self.checkpoint.component("vae"), self.config_of("vae")
         if part.style != "bfl":
             return identity_rows(shapes)
         return keys.vae_rows(
             levels=len(config["block_out_channels"]),
             blocks=config["layers_per_block"],
-            shortcuts=configs.shortcuts(part),
+            shortcuts=configs.shortcuts(shapes, levels=len(config["block_out_channels"])),
         )
 
     # --- schedule and sizes ----------------------------------------------------------------------
@@ -312,7 +320,7 @@ class FluxModel(Model):
         """Return a scheduler ready for this request; a fresh one, because it keeps state."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._schedule_config)
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.schedule_config)
         config = scheduler.config
         mu = sampling.resolution_shift(
             tokens,
@@ -327,7 +335,8 @@ class FluxModel(Model):
         return scheduler
 
     @cached_property
-    def _schedule_config(self) -> dict[str, Any]:
+    def schedule_config(self) -> dict[str, Any]:
+        """The schedule that came with the weights, or else FLUX.1's."""
         scheduler = self.checkpoint.components.get("scheduler")
         if scheduler is None or scheduler.config is None:
             return configs.schedule_config(guided=self.spec.kind == "dev")
@@ -340,7 +349,7 @@ class FluxModel(Model):
 
     @property
     def _latent_channels(self) -> int:
-        return int(self._transformer_config["in_channels"]) // (sampling.PATCH**2)
+        return int(self.config_of("transformer")["in_channels"]) // (sampling.PATCH**2)
 
     def _latent_size(self, request: Request) -> tuple[int, int]:
         per_pixel = self.spec.size_multiple // sampling.PATCH
@@ -435,13 +444,6 @@ def _check_ids(ids: torch.Tensor, encoder: Any, name: str) -> None:
             seen=f"token {int(ids.max())}",
             allowed=f"{encoder.config.vocab_size} tokens in the encoder's vocabulary",
         )
-
-
-def _config(
-    component: Component, derive: Callable[[Component], Mapping[str, Any]]
-) -> Mapping[str, Any]:
-    """Return the config that came with the weights, or else what their shapes tell of it."""
-    return derive(component) if component.config is None else component.config
 
 
 def _tokenizer(kind: Any, component: Component) -> Any:

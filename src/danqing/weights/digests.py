@@ -1,0 +1,97 @@
+"""SHA-256 of weights files, each computed once: kept by size and time of last change."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from danqing.errors import CheckpointDamagedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_BLOCK_BYTES = 2**22
+
+KNOWN = {
+    "9403429e0052277ac2a87ad800adece5481eecefd9ed334e1f348723621d2a0a": "FLUX.1-schnell",
+    "4610115bb0c89560703c892c59ac2742fa821e60ef5871b33493ba544683abd7": "FLUX.1-dev",
+    "843a26dc765d3105dba081c30bce7b14c65b0988f9e8d14e9fbc8856a6deebd5": "FLUX.1-Kontext-dev",
+    "03e289f530df51d014f48e675a9ffa2141bc003259bf5f25d75b957e920a41ca": "FLUX.1-Fill-dev",
+    "996876670169591cb412b937fbd46ea14cbed6933aef17c48a2dcd9685c98cdb": "FLUX.1-Canny-dev",
+    "41360d1662f44ca45bc1b665fe6387e91802f53911001630d970a4f8be8dac21": "FLUX.1-Depth-dev",
+}
+"""Transformers of the BFL release, by the digests published in its repository (docs/)."""
+
+
+def sha256(path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+    """Return a file's SHA-256 in hex: from the cache if the file has not changed since.
+
+    Args:
+        path: the file.
+        on_bytes: told the bytes read so far.
+
+    Raises:
+        CheckpointDamagedError: the file cannot be read.
+    """
+    if (kept := cached_sha256(path)) is not None:
+        return kept
+    digest, done = hashlib.sha256(), 0
+    try:
+        before = path.stat()
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+                done += len(block)
+                on_bytes(done)
+        after = path.stat()
+    except OSError as error:
+        raise CheckpointDamagedError(
+            "the file cannot be read", seen=f"{path} ({error.strerror or error})"
+        ) from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise CheckpointDamagedError("the file changed while it was read", seen=path)
+    _keep(path, after, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def cached_sha256(path: Path) -> str | None:
+    """Return a file's digest if it was computed before and the file has not changed since."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    row = _read().get(str(path.resolve()))
+    if isinstance(row, list) and row[:2] == [found.st_size, found.st_mtime_ns]:
+        return str(row[2])
+    return None
+
+
+def cache_file() -> Path:
+    """Return where the digests are kept."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "danqing" / "digests.json"
+
+
+def _read() -> dict[str, object]:
+    try:
+        table = json.loads(cache_file().read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def _keep(path: Path, found: os.stat_result, digest: str) -> None:
+    """Add a digest to the cache; a cache that cannot be written is done without."""
+    table = {**_read(), str(path.resolve()): [found.st_size, found.st_mtime_ns, digest]}
+    target = cache_file()
+    with contextlib.suppress(OSError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(dir=target.parent, suffix=".part")
+        with os.fdopen(handle, "w") as file:
+            json.dump(table, file, indent=1)
+        Path(unfinished).replace(target)
