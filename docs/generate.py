@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 HEAD = "<!-- Written by docs/generate.py from the code; do not edit. -->\n\n"
-COMMANDS = ("generate", "models", "check", "convert", "show", "doctor")
+COMMANDS = ("generate", "models", "check", "convert", "pull", "show", "doctor")
 SIGNALS = [(130, "Ctrl-C (SIGINT)"), (143, "SIGTERM")]
 
 

@@ -136,3 +136,10 @@ class InstallationError(DanqingError):
 
     exit_code = 8
     http_status = 500
+
+
+class DownloadError(DanqingError):
+    """A hub or the network failed, or refused; nothing that is not whole looks so."""
+
+    exit_code = 9
+    http_status = 502

@@ -273,6 +273,48 @@ def check(
 @app.command()
 @request_options
 @_guarded
+def pull(
+    repository: Annotated[
+        str, typer.Argument(metavar="ID", help="The model's id on the hub: owner/name.")
+    ],
+    source: Annotated[
+        str, typer.Option("--from", metavar="HUB", help="huggingface or modelscope.")
+    ] = "huggingface",
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit.")
+    ] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="diffusers, bfl, or auto: diffusers' where the model has it."
+        ),
+    ] = "auto",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Take these files instead; may be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files; download nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Download a model's weights, once; the only command that uses the network."""
+    from danqing.cli.pull import run
+
+    run(
+        repository,
+        source=source,
+        revision=revision,
+        layout=layout,
+        include=include or [],
+        dry_run=dry_run,
+        quiet=quiet,
+    )
+
+
+@app.command()
+@request_options
+@_guarded
 def convert(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="A folder, a file, or a model's id on a hub.")

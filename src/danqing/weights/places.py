@@ -1,7 +1,8 @@
 """Where models lie on this disk: by path, by name, or by their id on a hub. Nothing is fetched.
 
 Cache layouts: https://huggingface.co/docs/huggingface_hub/guides/manage-cache for Hugging Face;
-ModelScope's was read off its client, which writes a dot in a name as three underscores.
+ModelScope's were read off its clients: folders `owner/name`, with a dot in a name as three
+underscores, and since 1.38 `models/owner--name/snapshots/revision`.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ def _places_of(given: str) -> Iterator[Path]:
     for root in _SCOPE_ROOTS:
         for spelling in dict.fromkeys((name, mangled)):
             yield model_scope_cache() / root / owner / spelling
+    for root in _SCOPE_ROOTS:
+        yield model_scope_cache() / root / f"{owner}--{name}"
 
 
 def _snapshot(place: Path) -> Path | None:
@@ -98,6 +101,8 @@ def _snapshot(place: Path) -> Path | None:
         main = ""
     if re.fullmatch(r"[0-9a-f]{40}", main) and (snapshots / main).is_dir():
         return snapshots / main
+    if (snapshots / "master").is_dir():  # ModelScope's name for it
+        return snapshots / "master"
     return max(
         (path for path in snapshots.iterdir() if path.is_dir()),
         key=lambda path: path.stat().st_mtime,
@@ -143,27 +148,30 @@ def _all_places() -> Iterator[Found]:
     for folder in named_folders():
         for child in _folders(folder):
             if child.name.startswith("models--"):
-                yield from _folded(child)
+                yield from _folded(child, child.name.removeprefix("models--"))
                 continue
             yield Found(str(child), child)
             if not _looks_like_a_model(child):  # then it may be an owner's folder
                 yield from (Found(str(inner), inner) for inner in _folders(child))
         yield from (Found(str(file), file) for file in _tensor_files(folder))
     for child in _folders(hugging_face_cache()):
-        yield from _folded(child)
+        if child.name.startswith("models--"):
+            yield from _folded(child, child.name.removeprefix("models--"))
     for root in _SCOPE_ROOTS:
         for owner in _folders(model_scope_cache() / root):
+            if "--" in owner.name:
+                yield from _folded(owner, owner.name)
+                continue
             for child in _folders(owner):
                 name = child.name.replace("___", ".")
                 yield Found(f"{owner.name}/{name}", child)
 
 
-def _folded(place: Path) -> Iterator[Found]:
-    """Yield the snapshot of a folder of Hugging Face's cache under its id."""
-    kind, _, rest = place.name.partition("--")
+def _folded(place: Path, name: str) -> Iterator[Found]:
+    """Yield the snapshot in a folder whose name has the id folded into it."""
     path = _snapshot(place)
-    if kind == "models" and path is not None:
-        yield Found(rest.replace("--", "/", 1), path)
+    if path is not None:
+        yield Found(name.replace("--", "/", 1), path)
 
 
 def _looks_like_a_model(place: Path) -> bool:

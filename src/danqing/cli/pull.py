@@ -1,0 +1,57 @@
+"""`danqing pull`: download a model's weights, once."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING
+
+from danqing.plan import size
+from danqing.weights.pull import RemoteFile
+from danqing.weights.pull import pull as download
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def run(
+    repository: str,
+    *,
+    source: str,
+    revision: str | None,
+    layout: str,
+    include: Sequence[str],
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """Download, and say where the files are."""
+
+    def show(file: RemoteFile, number: int, count: int) -> None:
+        if not quiet:
+            print(f"{number} of {count}  {size(file.size):>11}  {file.path}", flush=True)
+
+    with _without_bars(quiet=quiet):
+        found = download(
+            repository, source=source, revision=revision, layout=layout, include=include,
+            dry_run=dry_run, on_file=show,
+        )  # fmt: skip
+    total = sum(file.size for file in found.files)
+    if dry_run:
+        print(f"{size(found.fetched_bytes)} of {size(total)} would be fetched to {found.path}")
+        return
+    print(f"{found.path}: {len(found.files)} files, {size(total)}", end="")
+    print(f", {size(found.fetched_bytes)} fetched" if found.fetched_bytes else ", all here already")
+    if not quiet:
+        print(f"danqing generate -m {repository} ...", file=sys.stderr)
+
+
+def _without_bars(*, quiet: bool) -> contextlib.AbstractContextManager[object]:
+    """Keep the client's progress bars from a terminal that is none, and from the quiet."""
+    if not quiet and sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    stack = contextlib.ExitStack()
+    disable_progress_bars()
+    stack.callback(enable_progress_bars)
+    return stack

@@ -1,0 +1,491 @@
+"""`danqing pull`: the one place that downloads, and only what a layout needs.
+
+The hubs' own clients do the talking. Files land in the cache where those clients, and so diffusers
+and transformers, look for them.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import logging
+import shutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from danqing.errors import (
+    CheckpointNotFoundError,
+    DownloadError,
+    InstallationError,
+    RequestError,
+)
+from danqing.weights.digests import sha256
+from danqing.weights.places import find, hugging_face_cache, model_scope_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+LAYOUTS = ("auto", "diffusers", "bfl")
+HUBS = ("huggingface", "modelscope")
+_WEIGHTS = (".safetensors", ".sft", ".gguf")
+_VARIANT = (".fp16.", ".bf16.", ".fp32.", ".non_ema.", ".ema.")
+_ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+_MANY = 12
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a repository: its path there, bytes, and SHA-256 where the hub tells it."""
+
+    path: str
+    size: int
+    sha256: str | None
+    git_sha1: str | None = None
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What was downloaded: the folder, its files, and the bytes that had to be fetched."""
+
+    path: Path
+    files: tuple[RemoteFile, ...]
+    fetched_bytes: int
+
+
+class Hub(ABC):
+    """One repository at one revision on a hub."""
+
+    @abstractmethod
+    def files(self) -> list[RemoteFile]:
+        """List the repository's files."""
+
+    @abstractmethod
+    def held(self, file: RemoteFile) -> bool:
+        """Say whether a file is on this disk already."""
+
+    @abstractmethod
+    def fetch(self, file: RemoteFile) -> None:
+        """Download a file, going on where an earlier attempt stopped; checked before it is named.
+
+        Raises:
+            DownloadError: it could not be had, or is not what the hub announced.
+        """
+
+    @abstractmethod
+    def finish(self) -> Path:
+        """Return the folder, when all files are there."""
+
+    @property
+    @abstractmethod
+    def cache(self) -> Path:
+        """Where it goes."""
+
+
+def pull(
+    name: str,
+    *,
+    source: str = "huggingface",
+    revision: str | None = None,
+    layout: str = "auto",
+    include: Sequence[str] = (),
+    dry_run: bool = False,
+    on_file: Callable[[RemoteFile, int, int], None] = lambda *_: None,
+) -> Pulled:
+    """Download a model's files.
+
+    Args:
+        name: the repository's id, `owner/name`.
+        source: one of `HUBS`.
+        revision: branch, tag or commit.
+        layout: one of `LAYOUTS`; `auto` is diffusers' where the repository has it.
+        include: patterns of files to take instead.
+        dry_run: only find out what would be fetched.
+        on_file: told each file before it is fetched, with its number and how many there are.
+
+    Raises:
+        RequestError: no such hub or layout, or the repository leaves it open what to take.
+        DownloadError: anything that goes wrong with the hub or the network.
+    """
+    if layout not in LAYOUTS:
+        raise RequestError("there is no such layout", seen=layout, allowed=", ".join(LAYOUTS))
+    hub = _hub(source, name, revision)
+    files = choose(hub.files(), name=name, layout=layout, include=include)
+    absent = [file for file in files if not hub.held(file)]
+    needed = sum(file.size for file in absent)
+    _check_space(hub.cache, needed)
+    for number, file in enumerate(absent, start=1):
+        on_file(file, number, len(absent))
+        if not dry_run:
+            hub.fetch(file)
+    path = hub.cache if dry_run else hub.finish()
+    return Pulled(path=path, files=tuple(files), fetched_bytes=needed)
+
+
+def _hub(source: str, name: str, revision: str | None) -> Hub:
+    if source == "huggingface":
+        return HuggingFace(name, revision or "main")
+    if source == "modelscope":
+        return ModelScope(name, revision or "master")
+    raise RequestError("there is no such hub", seen=source, allowed=", ".join(HUBS))
+
+
+def _check_space(cache: Path, needed: int) -> None:
+    existing = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise DownloadError(
+            "there is not enough free space on the disk",
+            seen=f"{free} bytes free at {existing}",
+            allowed=f"{needed} bytes",
+            hint="HF_HUB_CACHE, or MODELSCOPE_CACHE, names another disk",
+        )
+
+
+# --- which files ---------------------------------------------------------------------------------
+
+
+def choose(
+    files: Iterable[RemoteFile], *, name: str, layout: str, include: Sequence[str]
+) -> list[RemoteFile]:
+    """Return the files a layout needs: never both copies of a model, never a pickle.
+
+    Raises:
+        RequestError: nothing fits, or it is left open which of several files is meant.
+    """
+    files = [file for file in files if _is_harmless(file.path)]
+    if include:
+        chosen = [file for file in files if any(fnmatch.fnmatch(file.path, row) for row in include)]
+        return _some(chosen, name, f"files like {', '.join(include)}", files)
+    has_index = any(file.path == "model_index.json" for file in files)
+    wanted = layout if layout != "auto" else ("diffusers" if has_index else "files")
+    if wanted == "diffusers":
+        return _some(_diffusers(files), name, "a diffusers folder", files)
+    loose = [file for file in files if "/" not in file.path and _is_weights(file.path)]
+    if wanted == "bfl":
+        beside = [file for file in _diffusers(files) if file.path.split("/")[0] in _ENCODERS]
+        return _some(loose and loose + beside, name, "weights beside its folders", files)
+    if len(loose) > _MANY or (len(loose) > 1 and any(_is_gguf(file) for file in loose)):
+        raise RequestError(
+            "the repository has many files of weights; say which",
+            seen=f"{name}: {', '.join(file.path for file in loose[:_MANY])}",
+            hint=f"--include '{loose[0].path}'",
+        )
+    small = [file for file in files if file.path.endswith((".json", ".model", ".txt"))]
+    chosen = [file for file in files if _is_weights(file.path) and not _is_variant(file.path)]
+    return _some(chosen and chosen + small, name, "weights in safetensors or GGUF", files)
+
+
+def _diffusers(files: Iterable[RemoteFile]) -> list[RemoteFile]:
+    """Return what diffusers' pipeline reads: of each folder the plain variant."""
+    return [
+        file
+        for file in files
+        if file.path == "model_index.json"
+        or (
+            file.path.count("/") == 1
+            and not _is_variant(file.path)
+            and file.path.endswith((*_WEIGHTS, ".json", ".txt", ".model"))
+        )
+    ]
+
+
+def _some(
+    chosen: Sequence[RemoteFile], name: str, what: str, files: Sequence[RemoteFile]
+) -> list[RemoteFile]:
+    if not chosen:
+        raise RequestError(
+            f"the repository has no {what}",
+            seen=f"{name}: {', '.join(file.path for file in files[:_MANY]) or 'no files'}",
+        )
+    return list(chosen)
+
+
+def _is_harmless(path: str) -> bool:
+    """Say whether a path stays in its folder and is no program and no pickle."""
+    parts = PurePosixPath(path).parts
+    inside = not path.startswith("/") and ".." not in parts and "\\" not in path
+    kinds = (*_WEIGHTS, ".json", ".txt", ".model")
+    return inside and path.endswith(kinds) and not any(part.startswith(".") for part in parts)
+
+
+def _is_weights(path: str) -> bool:
+    return path.endswith(_WEIGHTS)
+
+
+def _is_gguf(file: RemoteFile) -> bool:
+    return file.path.endswith(".gguf")
+
+
+def _is_variant(path: str) -> bool:
+    return any(mark in path for mark in _VARIANT)
+
+
+# --- Hugging Face --------------------------------------------------------------------------------
+
+
+class HuggingFace(Hub):
+    """A repository on the Hugging Face Hub, or at HF_ENDPOINT.
+
+    Since huggingface_hub 1.x a download that was killed begins from nothing: its temporary file has
+    the name of its process. Here it has the name of its content, so that it is gone on with; the
+    bytes are fetched by the client's own `http_get`.
+    """
+
+    def __init__(self, name: str, revision: str) -> None:
+        """Keep what to ask for."""
+        self._name = name
+        self._revision = revision
+        self._commit = ""
+        self._home = hugging_face_cache() / f"models--{name.replace('/', '--')}"
+
+    @property
+    def cache(self) -> Path:
+        """The client's cache."""
+        return hugging_face_cache()
+
+    def files(self) -> list[RemoteFile]:
+        """Ask the hub for the revision's commit and files."""
+        from huggingface_hub import HfApi
+
+        info = self._asked(
+            lambda: HfApi().model_info(self._name, revision=self._revision, files_metadata=True)
+        )
+        self._commit = str(info.sha)
+        return [
+            RemoteFile(
+                path=row.rfilename,
+                size=int(row.size or 0),
+                sha256=row.lfs.sha256 if row.lfs else None,
+                git_sha1=row.blob_id,
+            )
+            for row in info.siblings or ()
+        ]
+
+    def held(self, file: RemoteFile) -> bool:
+        """Say whether the file is in the snapshot, with the right size."""
+        link = self._link(file)
+        return link.is_file() and link.stat().st_size == file.size
+
+    def fetch(self, file: RemoteFile) -> None:
+        """Download a file into the cache's blobs, then name it in the snapshot."""
+        blob = self._home / "blobs" / (file.sha256 or file.git_sha1 or file.path)
+        try:
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            if not (blob.is_file() and blob.stat().st_size == file.size):
+                self._download(file, blob)
+            link = self._link(file)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            up = Path(*[".."] * (len(PurePosixPath(file.path).parts) + 1))
+            link.symlink_to(up / "blobs" / blob.name)
+        except OSError as error:
+            raise DownloadError(
+                "the cache cannot be written", seen=f"{blob} ({error.strerror or error})"
+            ) from error
+
+    def _download(self, file: RemoteFile, blob: Path) -> None:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers
+
+        url = hf_hub_url(self._name, file.path, revision=self._commit)
+        unfinished = blob.with_name(f"{blob.name}.incomplete")
+        with unfinished.open("ab") as part:
+            done = part.tell()
+            if done > file.size:
+                part.truncate(0)
+                done = 0
+            if done < file.size:
+                self._asked(
+                    lambda: http_get(
+                        url, part, resume_size=done, headers=build_hf_headers(),
+                        expected_size=file.size, displayed_filename=file.path,
+                    )
+                )  # fmt: skip
+        if not _is_announced(unfinished, file):
+            unfinished.unlink()
+            raise DownloadError(
+                "the file is not what the hub announced; it was removed",
+                seen=f"{self._name}: {file.path}",
+                allowed=f"SHA-256 {file.sha256}" if file.sha256 else f"blob {file.git_sha1}",
+                hint="try again; if it happens once more, the hub or something between is broken",
+            )
+        unfinished.replace(blob)
+
+    def finish(self) -> Path:
+        """Note which commit the revision is, as the client does; return the snapshot."""
+        if self._revision != self._commit:
+            ref = self._home / "refs" / self._revision
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = ref.with_name(f".{ref.name}.part")
+            unfinished.write_text(self._commit, "utf-8")
+            unfinished.replace(ref)
+        return self._home / "snapshots" / self._commit
+
+    def _link(self, file: RemoteFile) -> Path:
+        return self._home / "snapshots" / self._commit / file.path
+
+    def _asked(self, ask: Callable[[], Any]) -> Any:
+        """Call the client; say what its errors mean."""
+        from huggingface_hub import errors
+
+        name = self._name
+        try:
+            return ask()
+        except errors.GatedRepoError as error:
+            raise DownloadError(
+                "this repository is gated: its owner asks for your agreement first",
+                seen=name,
+                hint=f"agree at https://huggingface.co/{name}, then set HF_TOKEN to your token "
+                "(or run hf auth login)",
+            ) from error
+        except errors.RevisionNotFoundError as error:
+            raise DownloadError(
+                "there is no such revision", seen=f"{name}: {self._revision}"
+            ) from error
+        except errors.RepositoryNotFoundError as error:
+            raise DownloadError(
+                "there is no such repository, or it is private and the token is missing or wrong",
+                seen=name,
+                hint="HF_TOKEN holds the token",
+            ) from error
+        except errors.HFValidationError as error:
+            raise RequestError(
+                "this is no id of a repository", seen=name, allowed="owner/name"
+            ) from error
+        except errors.OfflineModeIsEnabled as error:
+            raise DownloadError(
+                "the client was told to stay offline", seen="HF_HUB_OFFLINE", hint="unset it"
+            ) from error
+        except (errors.HfHubHTTPError, OSError) as error:
+            raise _network_error(name, error) from error
+        except Exception as error:  # the client's HTTP library has a tree of its own
+            if type(error).__module__.split(".")[0] in _HTTP_LIBRARIES:
+                raise _network_error(name, error) from error
+            raise
+
+
+_HTTP_LIBRARIES = ("requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2")
+
+
+def _network_error(name: str, error: BaseException) -> DownloadError:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 429:  # noqa: PLR2004
+        what, hint = "the hub asks to wait: too many requests", "try again in some minutes"
+    elif status is not None and status >= 500:  # noqa: PLR2004
+        what, hint = "the hub has a fault of its own", "try again later"
+    elif status in (401, 403):
+        what, hint = (
+            "the hub refuses: the token is missing, wrong, or has no access",
+            "see HF_TOKEN",
+        )
+    else:
+        what, hint = (
+            "the hub cannot be reached, or the connection broke",
+            ("what is complete stays; the same command goes on from there"),
+        )
+    return DownloadError(what, seen=f"{name}: {first[:300]}", hint=hint)
+
+
+def _is_announced(path: Path, file: RemoteFile) -> bool:
+    """Compare a file with its SHA-256 or, of a small file, with git's SHA-1."""
+    if path.stat().st_size != file.size:
+        return False
+    if file.sha256:
+        return sha256(path) == file.sha256
+    if not file.git_sha1:
+        return True
+    data = path.read_bytes()
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
+    return blob.hexdigest() == file.git_sha1
+
+
+# --- ModelScope ----------------------------------------------------------------------------------
+
+
+class ModelScope(Hub):
+    """A repository on ModelScope, or at MODELSCOPE_DOMAIN; its client does all the work."""
+
+    def __init__(self, name: str, revision: str) -> None:
+        """Keep what to ask for."""
+        self._name = name
+        self._revision = revision
+        self._folder: Path | None = None
+
+    @property
+    def cache(self) -> Path:
+        """The client's cache."""
+        return model_scope_cache()
+
+    def files(self) -> list[RemoteFile]:
+        """Ask the hub for its files."""
+        api = self._client("modelscope.hub.api").HubApi()
+        rows = self._asked(
+            lambda: api.get_model_files(self._name, revision=self._revision, recursive=True)
+        )
+        return [
+            RemoteFile(path=row["Path"], size=int(row["Size"]), sha256=row.get("Sha256"))
+            for row in rows
+            if row.get("Type") != "tree"
+        ]
+
+    def held(self, file: RemoteFile) -> bool:
+        """Say whether the file is where danqing looks for it, with the right size."""
+        if self._folder is None:
+            try:
+                self._folder = find(self._name)
+            except CheckpointNotFoundError:
+                return False
+        path = self._folder / file.path
+        return path.is_file() and path.stat().st_size == file.size
+
+    def fetch(self, file: RemoteFile) -> None:
+        """Download a file with the client, then compare its digest."""
+        client = self._client("modelscope.hub.snapshot_download")
+        logging.getLogger("modelscope_hub").setLevel(logging.WARNING)
+        folder = Path(
+            self._asked(
+                lambda: client.snapshot_download(
+                    self._name, revision=self._revision, allow_patterns=[file.path]
+                )
+            )
+        )
+        self._folder = folder
+        path = folder / file.path
+        if not path.is_file() or not _is_announced(path, file):
+            path.unlink(missing_ok=True)
+            raise DownloadError(
+                "the file is not what the hub announced; it was removed",
+                seen=f"{self._name}: {file.path}",
+                allowed=f"SHA-256 {file.sha256}",
+            )
+
+    def finish(self) -> Path:
+        """Return the client's folder."""
+        if self._folder is None:
+            msg = "nothing was fetched"
+            raise RuntimeError(msg)
+        return self._folder
+
+    def _client(self, module: str) -> Any:
+        import importlib
+
+        try:
+            return importlib.import_module(module)
+        except ImportError as error:
+            raise InstallationError(
+                "downloading from ModelScope needs its client",
+                seen=str(error),
+                hint="pip install modelscope",
+            ) from error
+
+    def _asked(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except DownloadError:
+            raise
+        except Exception as error:  # the client raises bare exceptions, too
+            raise _network_error(self._name, error) from error
