@@ -20,8 +20,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "danqing" / "pocket"
 CHUNKS = 70
 DECODER_CHUNKS = 20
 SAMPLES_EVERY = 500
-STEPS = {"text": 1000, "autoencoder": 2900, "flow": 5500, "straight": 160}
-"""Of each stage, at full length."""
+STEPS = {"text": 1000, "autoencoder": 5000, "flow": 11800, "straight": 240}
+"""Of each stage, at full length, from nothing."""
+STEPS_ON = {"autoencoder": 2100, "flow": 6300, "straight": 240}
+"""Of each stage, from a finished checkpoint."""
 
 
 def main() -> None:
@@ -29,7 +31,8 @@ def main() -> None:
     given = _arguments()
     folder: Path = given.folder
     folder.mkdir(parents=True, exist_ok=True)
-    steps = {name: max(2, round(count * given.share)) for name, count in STEPS.items()}
+    lengths = STEPS_ON if given.start else STEPS
+    steps = {name: max(2, round(count * given.share)) for name, count in lengths.items()}
     chunks = max(1, round(CHUNKS * given.share))
     seconds: dict[str, float] = {}
 
@@ -40,7 +43,18 @@ def main() -> None:
         print(f"{name}: {seconds[name]:.0f} s", flush=True)
         return found
 
-    from training import autoencoder, code, dataset, export, flow, plot, samples, straighten, text
+    from training import (
+        autoencoder,
+        code,
+        dataset,
+        export,
+        flow,
+        plot,
+        samples,
+        start,
+        straighten,
+        text,
+    )
 
     seed = given.seed
     timed(
@@ -53,7 +67,14 @@ def main() -> None:
         ),
     )
     the_code = timed("code", lambda: code.fit(folder))
-    readers = timed("text", lambda: text.train(folder, steps=steps["text"], seed=seed))
+    readers = timed(
+        "text",
+        lambda: (
+            start.readers(given.start, folder)
+            if given.start
+            else text.train(folder, steps=steps["text"], seed=seed)
+        ),
+    )
     vae = timed(
         "autoencoder",
         lambda: autoencoder.train(
@@ -62,6 +83,7 @@ def main() -> None:
             steps=steps["autoencoder"],
             seed=seed,
             chunks=min(chunks, DECODER_CHUNKS),
+            begin=start.autoencoder(given.start) if given.start else None,
         ),
     )
     material = timed("material", lambda: flow.gather(folder, seed=seed, chunks=chunks))
@@ -73,6 +95,7 @@ def main() -> None:
             material,
             steps=steps["flow"],
             seed=seed,
+            begin=start.transformer(given.start) if given.start else None,
             show=samples.watcher(folder, readers, the_code, material),
             every=SAMPLES_EVERY,
         ),
@@ -111,6 +134,12 @@ def _arguments() -> argparse.Namespace:
         help="share of the steps and pictures; below 1 nothing in the package is replaced",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="go on from a finished checkpoint instead of from nothing",
+    )
     return parser.parse_args()
 
 

@@ -51,11 +51,24 @@ def make() -> Any:
     return AutoencoderKL(**CONFIG)
 
 
-def train(folder: Path, code: Code, *, steps: int, seed: int, chunks: int) -> Any:
-    """Train it, or go on training it; return it with averaged weights, in eval mode."""
+def train(
+    folder: Path,
+    code: Code,
+    *,
+    steps: int,
+    seed: int,
+    chunks: int,
+    begin: Mapping[str, torch.Tensor] | None = None,
+) -> Any:
+    """Train it, or go on training it; return it with averaged weights, in eval mode.
+
+    With `begin`, it begins with those weights rather than fresh ones.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(seed)
         vae = make().to(memory_format=torch.channels_last)
+        if begin is not None:
+            vae.load_state_dict(dict(begin))
     optimizer = torch.optim.AdamW(vae.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     stage = Stage(
         name="autoencoder", folder=folder, steps=steps, seed=seed, module=vae,

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 
 from danqing.models.flux import sampling
+from training import labels
 from training.captions import write
 from training.code import encode_all, fit
-from training.dataset import CHUNK, is_geometry, scene
+from training.dataset import CHUNK, scene
 from training.loop import Randomness, Stage
+from training.scenes import Geometry
 from training.text import CLIP_CONFIG, CLIP_SHOWN, T5_CONFIG, clip_ids_of
 from training.tokenizers import MAX_TOKENS, load
 
@@ -40,16 +42,20 @@ CONFIG: dict[str, Any] = {
     "axes_dims_rope": [8, 12, 12],
 }
 BATCH = 64
-MUON_RATE = 1.5e-3
-ADAM_RATE = 1.5e-3
+MUON_RATE = 1.2e-3
+ADAM_RATE = 1.2e-3
 WORDINGS = 3
 """Sentences written for each scene."""
-FOCUS_AFTER = 0.463
-"""Share of the steps after which the training turns to what is learned last: shapes, in the large
-times where a picture is laid out. Landscapes, whose texture nothing foretells, fill most of the
-loss; left alone, after two fifths of the steps they were painted well and shapes were blobs."""
-FOCUS_SHARE = 0.4
-"""Share of a batch that is then kept for geometric scenes; of the rest, 45 % are such anyway."""
+SHARES = {"landscape": 26, "one": 5, "pair": 20, "many": 13}
+"""Of a batch, by kind of scene. Two things in a relation are the hardest to learn: which shape and
+which colour belongs to which of them. Drawn as the scenes come, they were a fifth of a batch, and
+were still mixed up when all else was painted well."""
+LANDSCAPE_WEIGHT = 0.75
+GEOMETRY_WEIGHT = 1.2
+"""Landscapes, whose texture nothing foretells, fill most of the loss if they weigh the same."""
+LABELS_WEIGHT = 0.1
+LABELS_AFTER = 1
+"""Number of the single block behind which the labels are told."""
 UNTOLD = 0.1
 """Share of the samples whose sentence is left out, for guidance in the next stage."""
 
@@ -65,7 +71,8 @@ class Material:
         clip_ids: (scenes, wordings, tokens).
         t5_ids: (scenes, wordings, tokens).
         nothing: the token ids of the empty sentence, of CLIP and of T5.
-        geometry: numbers of the geometric scenes.
+        kinds: numbers of the scenes of each kind, in the order of `SHARES`.
+        labels: (scenes, 2, 64), int8: what lies at each image token.
     """
 
     latents: torch.Tensor
@@ -74,31 +81,25 @@ class Material:
     clip_ids: torch.Tensor
     t5_ids: torch.Tensor
     nothing: tuple[torch.Tensor, torch.Tensor]
-    geometry: np.ndarray
+    kinds: tuple[np.ndarray, ...]
+    labels: torch.Tensor
 
-    def batch(self, randomness: Randomness, size: int, *, focus: bool) -> tuple[torch.Tensor, ...]:
-        """Return packed latents (size, 64, 64), normalised, with token ids of CLIP and of T5.
+    def batch(self, randomness: Randomness) -> tuple[torch.Tensor, ...]:
+        """Draw a batch, the landscapes first.
 
-        With `focus`, more of them are geometric scenes than there are in the set.
+        Returns:
+            Packed latents (64, 64, 64), normalised; token ids of CLIP and of T5; the labels.
         """
-        clip_ids, t5_ids, places = self.told(randomness, size, focus=focus)
-        latents = (self.latents[places].float() - self.shift) * self.scale
-        return sampling.pack(latents), clip_ids, t5_ids
-
-    def told(
-        self, randomness: Randomness, size: int, *, focus: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return token ids of CLIP and of T5, and the numbers of the scenes they tell."""
         random = randomness.numpy
-        drawn = random.integers(len(self.latents), size=size)
-        if focus:
-            count = round(FOCUS_SHARE * size)
-            drawn[:count] = self.geometry[random.integers(len(self.geometry), size=count)]
-        places = torch.from_numpy(drawn)
-        wording = torch.from_numpy(random.integers(WORDINGS, size=size))
-        return (
-            self.clip_ids[places, wording].long(), self.t5_ids[places, wording].long(), places
-        )  # fmt: skip
+        drawn = [
+            kind[random.integers(len(kind), size=count)]
+            for kind, count in zip(self.kinds, SHARES.values(), strict=True)
+        ]
+        places = torch.from_numpy(np.concatenate(drawn))
+        wording = torch.from_numpy(random.integers(WORDINGS, size=BATCH))
+        latents = (self.latents[places].float() - self.shift) * self.scale
+        ids = self.clip_ids[places, wording], self.t5_ids[places, wording]
+        return sampling.pack(latents), *(found.long() for found in ids), self.labels[places]
 
 
 def gather(folder: Path, *, seed: int, chunks: int) -> Material:
@@ -107,6 +108,7 @@ def gather(folder: Path, *, seed: int, chunks: int) -> Material:
     sample = latents[:4000].float()
     clip, t5 = load(folder)
     ids = _token_ids(folder, clip, t5, seed=seed, count=chunks * CHUNK)
+    kinds, lies = _kinds_and_labels(seed, chunks * CHUNK)
     empty = clip_ids_of(clip, [""], np.random.default_rng(0))[:, : ids[0].shape[-1]]
     empty_t5 = t5([""], padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
     return Material(
@@ -116,8 +118,20 @@ def gather(folder: Path, *, seed: int, chunks: int) -> Material:
         clip_ids=ids[0],
         t5_ids=ids[1],
         nothing=(empty, empty_t5),
-        geometry=np.asarray([i for i in range(chunks * CHUNK) if is_geometry(seed, i)]),
+        kinds=kinds,
+        labels=lies,
     )
+
+
+def _kinds_and_labels(seed: int, count: int) -> tuple[tuple[np.ndarray, ...], torch.Tensor]:
+    """Draw the scenes again: the numbers of each kind, and what lies where in each."""
+    kinds: dict[str, list[int]] = {kind: [] for kind in SHARES}
+    found = np.empty((count, 2, labels.GRID**2), np.int8)
+    for index in range(count):
+        what, _ = scene(seed, index)
+        kinds[what.kind if isinstance(what, Geometry) else "landscape"].append(index)
+        found[index] = labels.of_scene(what)
+    return tuple(np.asarray(rows) for rows in kinds.values()), torch.from_numpy(found)
 
 
 def _token_ids(
@@ -186,47 +200,78 @@ def train(
     *,
     steps: int,
     seed: int,
+    begin: Mapping[str, torch.Tensor] | None = None,
     show: Callable[[Any, int], None] | None = None,
     every: int = 0,
 ) -> Any:
-    """Train it, or go on training it; return it with averaged weights."""
+    """Train it, or go on training it; return it with averaged weights.
+
+    Args:
+        folder: of states and logs.
+        readers: the text encoders, which stay as they are.
+        material: what it learns from.
+        steps: how many.
+        seed: of everything random.
+        begin: weights to begin with; fresh ones if there are none.
+        show: is called with averaged weights and the number of steps.
+        every: steps between two calls of `show`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(seed)
         transformer = make()
+        if begin is not None:
+            transformer.load_state_dict(dict(begin))
+        learner = labels.Learner(transformer, after=LABELS_AFTER)
     compile_blocks(transformer)
     stage = Stage(
-        name="flow", folder=folder, steps=steps, seed=seed, module=transformer,
-        optimizers=optimizers(transformer), average=0.9985, warm_up=150, cooled=0.03,
+        name="flow", folder=folder, steps=steps, seed=seed, module=learner,
+        optimizers=optimizers(learner), average=0.9985, warm_up=100, cooled=0.03,
     )  # fmt: skip
+    weight = torch.full((BATCH,), GEOMETRY_WEIGHT)
+    weight[: SHARES["landscape"]] = LANDSCAPE_WEIGHT
 
     def losses(randomness: Randomness) -> Mapping[str, torch.Tensor]:
-        focus = randomness.step >= FOCUS_AFTER * steps
-        latents, clip_ids, t5_ids = material.batch(randomness, BATCH, focus=focus)
+        latents, clip_ids, t5_ids, lies = material.batch(randomness)
         untold = torch.from_numpy(randomness.numpy.random(BATCH) < UNTOLD)
         clip_ids = torch.where(untold[:, None], material.nothing[0], clip_ids)
         t5_ids = torch.where(untold[:, None], material.nothing[1], t5_ids)
         noise = torch.randn(latents.shape, generator=randomness.torch)
-        times = draw_times(randomness, BATCH, focus=focus)
+        times = draw_times(randomness, BATCH)
         mixed = torch.lerp(latents, noise, times[:, None, None])
         states, pooled = read(readers, clip_ids, t5_ids)
         velocity = predict(transformer, mixed, times, states, pooled)
-        return {"loss": (velocity - (noise - latents)).square().mean()}
+        away = (velocity - (noise - latents)).square().mean((1, 2))
+        unread, right = learner.loss(lies.where(~untold[:, None, None], labels.UNKNOWN))
+        return {
+            "loss": (weight * away).mean() + LABELS_WEIGHT * unread,
+            "flow": away.mean(), "labels": unread, "labels_right": right,
+        }  # fmt: skip
+
+    def transformer_of(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        prefix = "transformer."
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in weights.items()
+            if name.startswith(prefix)
+        }
 
     def display(done: int) -> None:
         if show:
-            show(stage.averaged, done)
+            show(transformer_of(stage.averaged_state()), done)
 
     stage.run(losses, every=every, show=display)
-    transformer.load_state_dict(stage.averaged_state())
-    return transformer.eval()
+    finished = make()
+    finished.load_state_dict(transformer_of(stage.averaged_state()))
+    return finished.eval()
 
 
-def draw_times(randomness: Randomness, count: int, *, focus: bool) -> torch.Tensor:
-    """Draw times: half of them logit-normal about 0.6, half uniform; with `focus`, larger ones."""
-    normal = torch.sigmoid(torch.randn(count, generator=randomness.torch) + (0.8 if focus else 0.4))
+def draw_times(randomness: Randomness, count: int) -> torch.Tensor:
+    """Draw times: half of them logit-normal about 0.6, half uniform.
+
+    Larger times were tried, where a picture is laid out: shapes were then known, and badly drawn.
+    """
+    normal = torch.sigmoid(torch.randn(count, generator=randomness.torch) + 0.4)
     uniform = torch.rand(count, generator=randomness.torch)
-    if focus:
-        uniform = 2 * uniform / (1 + uniform)
     return torch.where(torch.rand(count, generator=randomness.torch) < 0.5, normal, uniform)
 
 

@@ -29,7 +29,6 @@ SHORT_STEPS = 3
 GUIDANCE = 2.0
 ANY_TIME = 0.2
 """Share of the samples that begin at any time, so that other numbers of steps keep working."""
-BATCH = 64
 RATE = 0.3
 """Of the first training's learning rates."""
 
@@ -54,7 +53,7 @@ def train(
     nothing = flow.read(readers, *material.nothing)
 
     def losses(randomness: Randomness) -> Mapping[str, torch.Tensor]:
-        latents, clip_ids, t5_ids = material.batch(randomness, BATCH, focus=True)
+        latents, clip_ids, t5_ids, _ = material.batch(randomness)
         told = flow.read(readers, clip_ids, t5_ids)
         noise = torch.randn(latents.shape, generator=randomness.torch)
         start, length = _draw_steps(randomness)
@@ -72,10 +71,10 @@ def train(
 def _draw_steps(randomness: Randomness) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw the time each sample begins at and the length of its step."""
     generator = randomness.torch
-    start = (1 + torch.randint(STEPS, (BATCH,), generator=generator)) / STEPS
-    length = torch.full((BATCH,), 1 / STEPS)
-    anywhere = torch.rand(BATCH, generator=generator).clamp(min=0.02)
-    chosen = torch.rand(BATCH, generator=generator) < ANY_TIME
+    start = (1 + torch.randint(STEPS, (flow.BATCH,), generator=generator)) / STEPS
+    length = torch.full((flow.BATCH,), 1 / STEPS)
+    anywhere = torch.rand(flow.BATCH, generator=generator).clamp(min=0.02)
+    chosen = torch.rand(flow.BATCH, generator=generator) < ANY_TIME
     return (
         torch.where(chosen, anywhere, start),
         torch.where(chosen, torch.minimum(anywhere, torch.tensor(1 / (2 * STEPS))), length),

@@ -381,6 +381,7 @@ class Engine:
             "path": self.checkpoint.name or _tilde(self.checkpoint.path),
             "components": {name: _tilde(path) for name, path in self.checkpoint.overrides.items()},
             "fingerprint": self.checkpoint.fingerprint,
+            "sha256": weights.known_digests(self.checkpoint),
         }
         device = {
             "name": self._device.name,

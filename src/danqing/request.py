@@ -193,7 +193,8 @@ class Provenance:
     """What made a picture, so that it can be made again.
 
     Attributes:
-        model: family, kind, layout, path and weights fingerprint.
+        model: family, kind, layout, path, weights fingerprint, and the SHA-256 of files that were
+            computed before (`danqing check --digest`).
         device: name, chip, driver, threads, and why this device.
         dtype: what the model computes in.
         dtypes: dtype of each component.

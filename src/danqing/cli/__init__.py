@@ -181,6 +181,10 @@ def generate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would happen; read no weights.")
     ] = False,
+    proof: Annotated[
+        bool,
+        typer.Option("--offline-proof", help="Fail if anything here opens a network connection."),
+    ] = False,
     json_lines: Annotated[
         bool, typer.Option("--json", help="One JSON record for each picture on standard output.")
     ] = False,
@@ -207,6 +211,7 @@ def generate(
             dry_run=dry_run,
             json_lines=json_lines,
             quiet=quiet,
+            offline_proof=proof,
             settings={name: value for name, value in settings.items() if value is not None},
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.cli.progress import make_listener
+from danqing.cli.offline import offline_proof
 from danqing.errors import (
     CheckpointError,
     DanqingError,
@@ -53,6 +55,7 @@ class Job:
     dry_run: bool
     json_lines: bool
     quiet: bool
+    offline_proof: bool
     settings: Mapping[str, Any]
 
 
@@ -89,6 +92,11 @@ class Opening:
 
 def run(job: Job) -> None:
     """Do the job; errors are raised, pictures finished before stay."""
+    with offline_proof() if job.offline_proof else contextlib.nullcontext():
+        _run(job)
+
+
+def _run(job: Job) -> None:
     settings = {**job.settings, **_read_size(job)}
     opening, targets = _from_picture(job, settings) if job.from_picture else _plain(job, settings)
     # what can be wrong without torch is found before it is imported

@@ -5,6 +5,7 @@ files' headers) and their configs; tensors are read lazily, mapped from disk.
 """
 
 from danqing.weights.checkpoint import Checkpoint, Component
+from danqing.weights.digests import known_digests
 from danqing.weights.gguf_file import QUANTISED
 from danqing.weights.layouts import EMBEDDED, LAYOUTS, open_checkpoint
 from danqing.weights.places import BUILT_IN, POCKET
@@ -19,5 +20,6 @@ __all__ = [
     "Checkpoint",
     "Component",
     "TensorEntry",
+    "known_digests",
     "open_checkpoint",
 ]

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from danqing.errors import CheckpointDamagedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from danqing.weights.checkpoint import Checkpoint
 
 _BLOCK_BYTES = 2**22
 
@@ -61,14 +63,29 @@ def sha256(path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
 
 def cached_sha256(path: Path) -> str | None:
     """Return a file's digest if it was computed before and the file has not changed since."""
+    return _kept(_read(), path)
+
+
+def _kept(table: Mapping[str, object], path: Path) -> str | None:
     try:
         found = path.stat()
     except OSError:
         return None
-    row = _read().get(str(path.resolve()))
+    row = table.get(str(path.resolve()))
     if isinstance(row, list) and row[:2] == [found.st_size, found.st_mtime_ns]:
         return str(row[2])
     return None
+
+
+def known_digests(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the digests that were computed before, by component and file; computes none."""
+    table = _read()
+    return {
+        f"{name}/{path.name}": digest
+        for name, part in checkpoint.components.items()
+        for path in part.files
+        if (digest := _kept(table, path)) is not None
+    }
 
 
 def cache_file() -> Path:

@@ -32,6 +32,7 @@ MAX_HEADER_BYTES = 100_000_000
 """As for safetensors; the largest part is a tokenizer's vocabulary."""
 MAX_DIMENSIONS = 4
 """Of ggml itself."""
+MAX_SIDE = 2**40
 MAX_NAME_BYTES = 65_535
 """The format's limit for keys."""
 _KEPT_ITEMS = 64
@@ -230,7 +231,7 @@ class _Reader:
             raise self._damaged("a tensor has too many dimensions", f"{name[:200]}: {count}")
         shape = tuple(self._number("<Q") for _ in range(count))[::-1]
         number, offset = self._number("<I"), self._number("<Q")
-        if any(not 0 < side <= self._size * 8 for side in shape) or offset > self._size:
+        if any(not 0 < side <= MAX_SIDE for side in shape):
             raise self._damaged("a tensor is impossible", f"{name[:200]}: {shape}")
         return name, shape, number, offset
 
