@@ -306,7 +306,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             source = write_diffusers(Path(scratch), guided=options.guided, dtype=dtype)
             write_bfl(options.folder, source)
-    print(f"{options.folder}: a toy FLUX.1 with random weights")  # noqa: T201
+    print(f"{options.folder}: a toy FLUX.1 with random weights")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class Learner(nn.Module):
         target = labels[told].long()
         thing = target[:, 0] > 0
         total, right = scores.new_zeros(()), torch.ones_like(thing)
-        for number, part in enumerate(torch.split(scores, KINDS, dim=-1)):
+        for number, part in enumerate(torch.split(scores, list(KINDS), dim=-1)):
             losses = F.cross_entropy(part.transpose(1, 2), target[:, number], reduction="none")
             total = total + (losses[thing].mean() + losses[~thing].mean()) / 4
             right = right & (part.argmax(-1) == target[:, number])

@@ -56,7 +56,7 @@ def pointer(path: Path) -> None:
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
 
 
-DAMAGE: dict[str, tuple[str, Callable[[Path], None], str]] = {
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a pointer": ("vae/diffusion_pytorch_model.safetensors", pointer, "Git LFS pointer"),
     "a page": (SHARD, lambda path: path.write_text("<!DOCTYPE html><html>"), "web page"),
     "half": (SHARD, lambda path: path.write_bytes(path.read_bytes()[:-9]), "cut short"),

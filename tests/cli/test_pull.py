@@ -131,7 +131,7 @@ def test_killed_at_ten_points_it_goes_on(
     state = {"x.weight": torch.randn(4000, 4000, generator=torch.Generator().manual_seed(0))}
     file = layouts.save(source / "big.safetensors", state)
     size, block = file.stat().st_size, 10 * 2**20  # of huggingface_hub.constants
-    points = random.Random(4)  # noqa: S311
+    points = random.Random(4)
     command = [sys.executable, "-m", "danqing", "pull", "owner/toy", "-q"]
     kills = 0
     with Hub(source) as hub:

@@ -95,7 +95,7 @@ def test_bits_flipped_in_the_header(copy: Path, shard: Path) -> None:
     assert told > 140  # a flipped bit may spare the meaning: a space, a letter of the metadata
 
 
-def changed(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]:
+def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
     def apply(data: bytes) -> bytes:
         header, rest = header_of(data)
         change(header)

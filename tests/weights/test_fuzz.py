@@ -29,7 +29,8 @@ NUMBERS = (0, 1, 7, 8, 2**15, 2**31, 2**32 - 1, 2**53, 2**63, 2**64 - 1)
 
 def safetensors_seed(_: Path) -> bytes:
     state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}
-    return save(state, {"format": "pt", "note": "x" * 40})
+    data: bytes = save(state, {"format": "pt", "note": "x" * 40})
+    return data
 
 
 def gguf_seed(folder: Path) -> bytes:

@@ -18,6 +18,7 @@ from danqing.weights import open_checkpoint
 from danqing.weights.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 SOUND = save({"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)})
@@ -26,7 +27,7 @@ SLOW = settings(
 )
 
 
-def entries(path: Path, data: bytes) -> dict[str, Any] | None:
+def entries(path: Path, data: bytes) -> Mapping[str, Any] | None:
     path.write_bytes(data)
     try:
         return SafetensorsFile(path).entries

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danqing.cli.progress import make_listener
 from danqing.cli.offline import offline_proof
+from danqing.cli.progress import make_listener
 from danqing.errors import (
     CheckpointError,
     DanqingError,

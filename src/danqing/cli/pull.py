@@ -49,7 +49,7 @@ def _without_bars(*, quiet: bool) -> contextlib.AbstractContextManager[object]:
     """Keep the client's progress bars from a terminal that is none, and from the quiet."""
     if not quiet and sys.stderr.isatty():
         return contextlib.nullcontext()
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     stack = contextlib.ExitStack()
     disable_progress_bars()

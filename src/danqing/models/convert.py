@@ -65,8 +65,8 @@ class TargetLayout:
     """
 
     files: list[TargetFile]
-    configs: dict[str, Mapping[str, Any]]
-    copies: dict[str, Path]
+    configs: Mapping[str, Mapping[str, Any]]
+    copies: Mapping[str, Path]
 
 
 def convert(
@@ -146,7 +146,7 @@ def _write_file(folder: Path, file: TargetFile, progress: Callable[[int], None])
     if len(shards) == 1:
         write(path, file.tensors, metadata=file.metadata, on_bytes=progress)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, rows in enumerate(shards, start=1):
         name = f"{path.stem}-{number:05}-of-{len(shards):05}.safetensors"
         write(path.with_name(name), rows, metadata=file.metadata, on_bytes=progress)
@@ -210,11 +210,9 @@ class Source:
         for target in row.targets:
             piece = self._pieces[target]
             tensor = self._component.read(piece.source, piece.start, piece.stop)
-            if dtype in _TORCH:
-                tensor = tensor.to(_TORCH[dtype])
-            else:  # fp8, of which torch moves nothing but the bytes
-                tensor = tensor.view(torch.uint8)
-            tensors[target] = changed(tensor, piece.change)
+            # of fp8, torch moves nothing but the bytes
+            cast = tensor.to(_TORCH[dtype]) if dtype in _TORCH else tensor.view(torch.uint8)
+            tensors[target] = changed(cast, piece.change)
         return joined(row, tensors)
 
     def _dtype_of(self, targets: Iterable[str]) -> str:

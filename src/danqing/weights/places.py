@@ -26,6 +26,7 @@ MODELS_VARIABLE = "DANQING_MODELS"
 """Environment variable with folders that hold models, separated as in PATH."""
 
 _ID = re.compile(r"(?P<owner>[\w][\w.-]*)/(?P<name>[\w][\w.-]*)")
+_FOLDED = "models--"
 _SCOPE_ROOTS = ("", "models", "hub", "hub/models")
 
 
@@ -76,7 +77,7 @@ def _find_id(given: str) -> Path:
 def _places_of(given: str) -> Iterator[Path]:
     """Yield where a model with this id may be, in the order of precedence."""
     owner, name = given.split("/")
-    folded = f"models--{owner}--{name}"
+    folded = f"{_FOLDED}{owner}--{name}"
     mangled = name.replace(".", "___")
     for folder in named_folders():
         yield from (folder / owner / name, folder / name, folder / folded)
@@ -143,28 +144,30 @@ def all_places() -> Iterator[Found]:
 
 
 def _all_places() -> Iterator[Found]:
-    for name, path in BUILT_IN.items():
-        yield Found(name, path)
+    yield from (Found(name, path) for name, path in BUILT_IN.items())
     for folder in named_folders():
-        for child in _folders(folder):
-            if child.name.startswith("models--"):
-                yield from _folded(child, child.name.removeprefix("models--"))
-                continue
-            yield Found(str(child), child)
-            if not _looks_like_a_model(child):  # then it may be an owner's folder
-                yield from (Found(str(inner), inner) for inner in _folders(child))
-        yield from (Found(str(file), file) for file in _tensor_files(folder))
+        yield from _in_named_folder(folder)
     for child in _folders(hugging_face_cache()):
-        if child.name.startswith("models--"):
-            yield from _folded(child, child.name.removeprefix("models--"))
+        if child.name.startswith(_FOLDED):
+            yield from _folded(child, child.name.removeprefix(_FOLDED))
     for root in _SCOPE_ROOTS:
         for owner in _folders(model_scope_cache() / root):
             if "--" in owner.name:
                 yield from _folded(owner, owner.name)
                 continue
             for child in _folders(owner):
-                name = child.name.replace("___", ".")
-                yield Found(f"{owner.name}/{name}", child)
+                yield Found(f"{owner.name}/{child.name.replace('___', '.')}", child)
+
+
+def _in_named_folder(folder: Path) -> Iterator[Found]:
+    for child in _folders(folder):
+        if child.name.startswith(_FOLDED):
+            yield from _folded(child, child.name.removeprefix(_FOLDED))
+            continue
+        yield Found(str(child), child)
+        if not _looks_like_a_model(child):  # then it may be an owner's folder
+            yield from (Found(str(inner), inner) for inner in _folders(child))
+    yield from (Found(str(file), file) for file in _tensor_files(folder))
 
 
 def _folded(place: Path, name: str) -> Iterator[Found]:

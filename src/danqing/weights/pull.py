@@ -288,7 +288,7 @@ class HuggingFace(Hub):
     def _download(self, file: RemoteFile, blob: Path) -> None:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub.utils._headers import build_hf_headers
 
         url = hf_hub_url(self._name, file.path, revision=self._commit)
         unfinished = blob.with_name(f"{blob.name}.incomplete")

@@ -55,8 +55,9 @@ def join_scales(entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
         if not name.endswith(companions) and name != _MARKER
     }
     for name, scale in entries.items():
-        if ending := next((end for end in _SCALES if name.endswith(end)), None):
-            layer = f"{name.removesuffix(ending)}.weight"
+        spelling = next((end for end in _SCALES if name.endswith(end)), None)
+        if spelling is not None:
+            layer = f"{name.removesuffix(spelling)}.weight"
             if layer not in joined:
                 raise CheckpointDamagedError("a scale has no weight", seen=f"{scale.file}: {name}")
             joined[layer] = _scaled(joined[layer], scale)
