@@ -9,7 +9,7 @@ import torch
 
 from danqing.pocket.geometry import SIDE
 from training.code import PATCH
-from training.dataset import CHUNK, pictures
+from training.dataset import CHUNK, is_geometry, pictures
 from training.loop import Randomness, Stage
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ CONFIG: dict[str, Any] = {
 BATCH = 16
 CROP = 64
 """Pixels; the network is the same everywhere, so it learns from parts of pictures."""
+LANDSCAPES = 0.8
+"""Share of a batch; the plain grounds of geometric scenes are soon learned."""
 EDGE_WEIGHT = 0.5
 RATE = 2e-3
 LOG_VARIANCE = -6.0
@@ -75,9 +77,17 @@ def train(
         optimizers=(optimizer,), average=0.998,
     )  # fmt: skip
     data = [pictures(folder / "pictures", chunk) for chunk in range(chunks)]
+    numbers = np.arange(chunks * CHUNK)
+    plain = np.asarray([is_geometry(seed, int(number)) for number in numbers])
+    landscapes, geometry = numbers[~plain], numbers[plain]
 
     def losses(randomness: Randomness) -> Mapping[str, torch.Tensor]:
-        places = randomness.numpy.integers(chunks * CHUNK, size=BATCH)
+        random = randomness.numpy
+        places = np.where(
+            random.random(BATCH) < LANDSCAPES,
+            landscapes[random.integers(len(landscapes), size=BATCH)],
+            geometry[random.integers(len(geometry), size=BATCH)],
+        )
         corners = PATCH * randomness.numpy.integers((SIDE - CROP) // PATCH + 1, size=(BATCH, 2))
         batch = np.stack(
             [

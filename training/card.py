@@ -59,8 +59,8 @@ Mean distance between pictures of one prompt with different seeds, in levels of 
 
 ## How it was made
 
-From nothing by `python -m training` in danqing's repository: no data set of pictures, nobody's weights. A program draws
-scenes, paints them and writes sentences about them; 140,000 pictures, seeds fixed.
+By `python -m training` in danqing's repository, from nothing: no data set of pictures, nobody's weights. A program draws
+scenes, paints them and writes sentences about them; 140,000 pictures, seeds fixed.{start}
 
 | stage | steps | last loss |
 |---|---|---|
@@ -68,6 +68,10 @@ scenes, paints them and writes sentences about them; 140,000 pictures, seeds fix
 
 Licence: Apache-2.0.
 """
+_START = """
+
+It was made in two goes: an early version (1,000 steps of the text encoders, 2,900 of the autoencoder, 5,500 of the
+transformer, 160 of its straightening), and from that one (`--start`) the steps below."""
 _ROWS = {
     "colour": "geometry: colours of all things and the ground",
     "shape": "geometry: shapes, and how many",
@@ -97,6 +101,7 @@ def write(checkpoint: Path, run: Path) -> None:
         ),
         figures="\n".join(_figures(figures)),
         diversity=", ".join(f'{far} ("{prompt}")' for prompt, far in figures["diversity"].items()),
+        start="" if (run / "text.jsonl").exists() else _START,
         losses="\n".join(_losses(run)),
     )
     (checkpoint / "README.md").write_text(text, "utf-8")
@@ -111,6 +116,8 @@ def _figures(figures: Mapping[str, Any]) -> Iterator[str]:
 
 def _losses(run: Path) -> Iterator[str]:
     for stage in ("text", "autoencoder", "flow", "straight"):
+        if not (run / f"{stage}.jsonl").exists():  # it was taken from the start
+            continue
         last = json.loads((run / f"{stage}.jsonl").read_text("utf-8").splitlines()[-1])
         yield f"| {stage} | {last['step']:,} | {last['loss']:.4f} |"
 

@@ -32,6 +32,11 @@ def scene(seed: int, index: int) -> tuple[Scene, np.random.Generator]:
     return draw_landscape(random), random
 
 
+def is_geometry(seed: int, index: int) -> bool:
+    """Say whether scene number `index` is a geometric one, without drawing it."""
+    return bool(np.random.default_rng([seed, index]).random() < GEOMETRY_SHARE)
+
+
 def render(folder: Path, *, seed: int, count: int, processes: int) -> None:
     """Paint the first `count` scenes; chunks that are there already are kept."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,9 @@ def losses(folder: Path, place: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(STAGES), figsize=(4 * len(STAGES), 3))
-    for panel, stage in zip(panels, STAGES, strict=True):
+    stages = [stage for stage in STAGES if (folder / f"{stage}.jsonl").exists()]
+    figure, panels = plt.subplots(1, len(stages), figsize=(4 * len(stages), 3))
+    for panel, stage in zip(panels, stages, strict=True):
         rows = [json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().splitlines()]
         panel.semilogy([row["step"] for row in rows], [row["loss"] for row in rows])
         panel.set_title(f"{stage}: {rows[-1]['loss']:.4f}")

@@ -23,9 +23,10 @@ from danqing.version import __version__
 
 LIBRARIES = (
     "torch", "torch_npu", "diffusers", "transformers", "tokenizers", "safetensors",
-    "sentencepiece", "numpy", "pillow", "pydantic", "typer", "rich", "accelerate",
+    "sentencepiece", "numpy", "pillow", "pydantic", "typer", "rich", "gguf", "huggingface_hub",
+    "accelerate", "modelscope",
 )  # fmt: skip
-_OPTIONAL = {"torch_npu", "accelerate"}
+_OPTIONAL = {"torch_npu", "accelerate", "modelscope"}
 _CPU = "import danqing.devices as d; d.select('cpu'); "
 _CHECKS = {
     "networks": _CPU + "from diffusers import FluxTransformer2DModel, AutoencoderKL",

@@ -41,7 +41,7 @@ ATTENTION_BACKEND = "native"
 """diffusers' name for torch's scaled_dot_product_attention, which every device implements."""
 
 _CLIP_EXTRAS = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
-_T5_EXTRAS = ("decoder.", "lm_head.")
+_T5_EXTRAS = ("decoder.", "lm_head.", "spiece_model")
 _TOKENIZER_FILES = {
     "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
