@@ -22,7 +22,7 @@ GALLERY = {
     "dusk": ("a golden mountain at dusk, a flock of birds, two boats on the lake", 1),
     "mist": ("three green mountains with mist, a red sun, a pine on the right", 1),
     "shanshui": ("秋天，两座红山，一轮金色太阳，水上一只船，一棵枫树", 1),  # noqa: RUF001
-    "shapes": ("three green triangles on a cream ground", 1),
+    "shapes": ("a red circle above a blue square on a white ground", 1),
 }
 """Prompt and seed of each picture."""
 

@@ -10,6 +10,7 @@ Distillation of Guided Diffusion Models, 2023).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 STEPS = 4
 SHORT_STEPS = 3
-"""Steps of the first model within one of the copy."""
-GUIDANCE = 2.0
+"""Steps of the first model within one of the copy; each by the midpoint rule. In Euler steps, twice
+as many of them were worse: of held-out shapes 95 rather than 98 in 100 were right."""
+GUIDANCE = {"landscape": 2.5, "one": 3.5, "pair": 3.5, "many": 3.5}
+"""By kind of scene. Shapes gain by it up to 4.5; mountains become harder to count."""
 ANY_TIME = 0.2
 """Share of the samples that begin at any time, so that other numbers of steps keep working."""
 RATE = 0.3
@@ -51,6 +54,9 @@ def train(
         optimizers=flow.optimizers(student, RATE), average=0.99, warm_up=30, cooled=0.05,
     )  # fmt: skip
     nothing = flow.read(readers, *material.nothing)
+    guidance = torch.cat(
+        [torch.full((count,), GUIDANCE[kind]) for kind, count in flow.SHARES.items()]
+    )
 
     def losses(randomness: Randomness) -> Mapping[str, torch.Tensor]:
         latents, clip_ids, t5_ids, _ = material.batch(randomness)
@@ -58,7 +64,8 @@ def train(
         noise = torch.randn(latents.shape, generator=randomness.torch)
         start, length = _draw_steps(randomness)
         mixed = torch.lerp(latents, noise, start[:, None, None])
-        end = _integrate(teacher, mixed, start, length, told=told, nothing=nothing)
+        follow = _Guided(teacher=teacher, told=told, nothing=nothing, guidance=guidance)
+        end = _integrate(follow, mixed, start, length)
         target = (mixed - end) / length[:, None, None]
         velocity = flow.predict(student, mixed, start, *told)
         return {"loss": (velocity - target).square().mean()}
@@ -81,23 +88,34 @@ def _draw_steps(randomness: Randomness) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Guided:
+    """The first model with guidance: away from what it paints when nothing is told."""
+
+    teacher: Any
+    told: tuple[torch.Tensor, torch.Tensor]
+    nothing: tuple[torch.Tensor, torch.Tensor]
+    guidance: torch.Tensor
+
+    def __call__(self, latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """Return the velocity; both evaluations are made at once."""
+        states, pooled = (
+            torch.cat([some, none.expand_as(some)])
+            for some, none in zip(self.told, self.nothing, strict=True)
+        )
+        both = flow.predict(self.teacher, latents.repeat(2, 1, 1), times.repeat(2), states, pooled)
+        told, away = both.chunk(2)
+        return away + self.guidance[:, None, None] * (told - away)
+
+
 @torch.no_grad()
 def _integrate(
-    teacher: Any,
-    latents: torch.Tensor,
-    start: torch.Tensor,
-    length: torch.Tensor,
-    *,
-    told: tuple[torch.Tensor, torch.Tensor],
-    nothing: tuple[torch.Tensor, torch.Tensor],
+    velocity_at: _Guided, latents: torch.Tensor, start: torch.Tensor, length: torch.Tensor
 ) -> torch.Tensor:
-    """Follow the first model's guided flow from `start` over `length`, in short Euler steps."""
-    states = torch.cat([told[0], nothing[0].expand_as(told[0])])
-    pooled = torch.cat([told[1], nothing[1].expand_as(told[1])])
+    """Follow the flow from `start` over `length`, in short steps by the midpoint rule."""
+    part = length / SHORT_STEPS
     for step in range(SHORT_STEPS):
-        times = start - length * step / SHORT_STEPS
-        both = flow.predict(teacher, latents.repeat(2, 1, 1), times.repeat(2), states, pooled)
-        guided, away = both.chunk(2)
-        velocity = away + GUIDANCE * (guided - away)
-        latents = latents - velocity * (length / SHORT_STEPS)[:, None, None]
+        times = start - part * step
+        half = latents - velocity_at(latents, times) * (part / 2)[:, None, None]
+        latents = latents - velocity_at(half, times - part / 2) * part[:, None, None]
     return latents

@@ -52,6 +52,20 @@ def test_the_built_in_model() -> None:
     assert report("pocket")["model"] == "pocket"
 
 
+def test_a_single_component(schnell: Path, schnell_bfl: Path, tmp_path: Path) -> None:
+    for place, name in (
+        (schnell_bfl / "ae.safetensors", "vae"),
+        (schnell / "text_encoder_2", "text_encoder_2"),
+    ):
+        found = report(place)
+        assert (found["sound"], found["model"]) == (True, None)
+        assert [row["name"] for row in found["components"] if row["files"]] == [name]
+    state = layouts.states(schnell)["vae"]
+    state.pop("decoder.conv_out.bias")
+    found = report(layouts.save(tmp_path / "vae.safetensors", state), code=3)
+    assert "not those of its architecture" in found["components"][0]["fault"]["what"]
+
+
 def pointer(path: Path) -> None:
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
 

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from danqing import models, weights
-from danqing.errors import CheckpointError, DanqingError
+from danqing.errors import CheckpointError, CheckpointIncompleteError, DanqingError
 from danqing.plan import size
 from danqing.weights import digests, places
 
@@ -34,7 +34,12 @@ def run(
     """
     from danqing.models.preflight import preflight
 
-    checkpoint = weights.open_checkpoint(path, components)
+    try:
+        checkpoint = weights.open_checkpoint(path, components)
+    except CheckpointIncompleteError:
+        if components:
+            raise
+        checkpoint = weights.open_part(path)  # raises, if it is not even that
     found = preflight(checkpoint, values=values)
     sums = _digests(checkpoint, quiet=as_json) if digest else {}
     if as_json:
@@ -68,7 +73,7 @@ def _files(checkpoint: Checkpoint) -> list[Path]:
 
 
 def _table(checkpoint: Checkpoint, found: Preflight, sums: Mapping[Path, str]) -> Iterator[str]:
-    title = found.spec.title if found.spec else "unknown model"
+    title = found.spec.title if found.spec else "no whole model"
     yield f"{title}, {checkpoint.layout}, {checkpoint.path}"
     rows = [("component", "names", "files", "tensors", "dtype", "size", "verdict")]
     for part in found.findings:

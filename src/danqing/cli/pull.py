@@ -12,6 +12,7 @@ from danqing.weights.pull import pull as download
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 def run(
@@ -30,10 +31,14 @@ def run(
         if not quiet:
             print(f"{number} of {count}  {size(file.size):>11}  {file.path}", flush=True)
 
+    def plan(count: int, needed: int, cache: Path) -> None:
+        if count and not quiet:
+            print(f"{count} files, {size(needed)}, to {cache}", flush=True)
+
     with _without_bars(quiet=quiet):
         found = download(
             repository, source=source, revision=revision, layout=layout, include=include,
-            dry_run=dry_run, on_file=show,
+            dry_run=dry_run, on_plan=plan, on_file=show,
         )  # fmt: skip
     total = sum(file.size for file in found.files)
     if dry_run:

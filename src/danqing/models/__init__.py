@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from danqing.models.base import Model, ModelSpec
     from danqing.weights import Checkpoint
 
-__all__ = ["FAMILIES", "identify", "make_model", "open_model", "parts_of"]
+__all__ = ["FAMILIES", "identify", "make_model", "make_model_around", "open_model", "parts_of"]
 
 FAMILIES = {"flux1": "danqing.models.flux"}
 """Package of each family; it has `identify(checkpoint) -> ModelSpec | None`, which needs no torch,
@@ -57,6 +57,24 @@ def make_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
     """Return the model, nothing of it checked or read yet."""
     model: Model = importlib.import_module(FAMILIES[spec.family]).open_model(checkpoint, spec)
     return model
+
+
+def make_model_around(checkpoint: Checkpoint) -> Model:
+    """Return the model of the first family that has all these components, to check them alone.
+
+    Raises:
+        UnknownModelError: no family has.
+    """
+    for package in FAMILIES.values():
+        family = importlib.import_module(package)
+        if checkpoint.components.keys() <= {*family.PARTS, "scheduler"}:
+            model: Model = family.open_model(checkpoint, family.spec(guided=False))
+            return model
+    raise UnknownModelError(
+        "no model danqing knows has such components",
+        seen=f"{checkpoint.path}: {', '.join(checkpoint.components)}",
+        allowed=", ".join(FAMILIES),
+    )
 
 
 def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:

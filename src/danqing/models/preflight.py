@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from danqing import models
-from danqing.errors import CheckpointError, DanqingError
+from danqing.errors import CheckpointDamagedError, CheckpointError, DanqingError
+from danqing.weights import PART
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +69,8 @@ def preflight(checkpoint: Checkpoint, *, values: bool = False) -> Preflight:
         checkpoint: opened.
         values: read every tensor, too, and look for values that are not finite.
     """
+    if checkpoint.layout == PART:
+        return _preflight_part(checkpoint, values=values)
     try:
         spec = models.identify(checkpoint)
     except CheckpointError as error:
@@ -85,6 +88,15 @@ def preflight(checkpoint: Checkpoint, *, values: bool = False) -> Preflight:
     if not any(finding.fault for finding in findings):
         fault = _fault_of(model.check_together)
     return Preflight(spec=spec, findings=findings, fault=fault)
+
+
+def _preflight_part(checkpoint: Checkpoint, *, values: bool) -> Preflight:
+    """Compare components with those of the first family that has such."""
+    model = models.make_model_around(checkpoint)
+    findings = tuple(
+        _look(checkpoint, name, model.check_part, values=values) for name in checkpoint.components
+    )
+    return Preflight(spec=None, findings=findings, fault=None)
 
 
 def _look(
@@ -135,8 +147,6 @@ def _check_values(part: Component) -> None:
     Raises:
         CheckpointDamagedError: there are some; all tensors that have any are counted.
     """
-    from danqing.errors import CheckpointDamagedError
-
     bad = []
     for name in part.entries:
         wrong = int((~part.read(name).float().isfinite()).sum())

@@ -148,9 +148,9 @@ CASES = (
         seed=5,
     ),
     Case(
-        name="green",
-        prompt="three green mountains, a red sun, a boat on the lake",
-        shows={"time": "day", "body_colour": "red", "mountains": 3, "boats": 1},
+        name="star-left-of-ring",
+        prompt="a yellow star to the left of a purple ring on a black ground",
+        shows=_wanted("black", "left of", "yellow star", "purple ring"),
     ),
 )
 

@@ -7,7 +7,7 @@ files' headers) and their configs; tensors are read lazily, mapped from disk.
 from danqing.weights.checkpoint import Checkpoint, Component
 from danqing.weights.digests import known_digests
 from danqing.weights.gguf_file import QUANTISED
-from danqing.weights.layouts import EMBEDDED, LAYOUTS, open_checkpoint
+from danqing.weights.layouts import EMBEDDED, LAYOUTS, PART, open_checkpoint, open_part
 from danqing.weights.places import BUILT_IN, POCKET
 from danqing.weights.tensor_file import TensorEntry
 
@@ -15,6 +15,7 @@ __all__ = [
     "BUILT_IN",
     "EMBEDDED",
     "LAYOUTS",
+    "PART",
     "POCKET",
     "QUANTISED",
     "Checkpoint",
@@ -22,4 +23,5 @@ __all__ = [
     "TensorEntry",
     "known_digests",
     "open_checkpoint",
+    "open_part",
 ]

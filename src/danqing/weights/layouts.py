@@ -78,6 +78,7 @@ _MODEL_TYPES = {
     "clip": "text_encoder",
     "clip_text_model": "text_encoder",
 }
+PART = "part of a model"
 EMBEDDED = "danqing.config"
 """Key of a config in a file's metadata, with the component's name behind it."""
 _WITH_CONFIG = ("diffusers", "transformers")
@@ -149,6 +150,19 @@ def open_checkpoint(
         raise CheckpointNotFoundError(
             "the path cannot be read", seen=f"{str(path)[:200]} ({error.strerror or error})"
         ) from error
+
+
+def open_part(path: str | Path) -> Checkpoint:
+    """Open a file or a folder that is one component of a model, or some, but no whole model.
+
+    Raises:
+        CheckpointError: nothing is recognised there.
+    """
+    place = find(path)
+    parts = _read_part(place)
+    if not parts:
+        raise _nothing_recognised(place)
+    return Checkpoint(path=place, layout=PART, components={part.name: part for part in parts})
 
 
 def _open(path: str | Path, components: Mapping[str, str | Path]) -> Checkpoint:

@@ -91,6 +91,7 @@ def pull(
     layout: str = "auto",
     include: Sequence[str] = (),
     dry_run: bool = False,
+    on_plan: Callable[[int, int, Path], None] = lambda *_: None,
     on_file: Callable[[RemoteFile, int, int], None] = lambda *_: None,
 ) -> Pulled:
     """Download a model's files.
@@ -102,6 +103,7 @@ def pull(
         layout: one of `LAYOUTS`; `auto` is diffusers' where the repository has it.
         include: patterns of files to take instead.
         dry_run: only find out what would be fetched.
+        on_plan: told how many files are to be fetched, of how many bytes, and where to.
         on_file: told each file before it is fetched, with its number and how many there are.
 
     Raises:
@@ -115,6 +117,7 @@ def pull(
     absent = [file for file in files if not hub.held(file)]
     needed = sum(file.size for file in absent)
     _check_space(hub.cache, needed)
+    on_plan(len(absent), needed, hub.cache)
     for number, file in enumerate(absent, start=1):
         on_file(file, number, len(absent))
         if not dry_run:
