@@ -295,14 +295,26 @@ def _skyline(pixels: Pixels, time: str, body: Mask | None) -> NDArray[np.int_]:
     if body is not None:
         rows, columns = np.nonzero(body)
         y, x = np.mgrid[0:SIDE, 0:SIDE]
-        reach = np.ptp(columns) / 2 + (10 if time == "night" else 6)
+        reach = np.ptp(columns) / 2 + _HALO[time]
         solid &= np.hypot(y - rows.mean(), x - columns.mean()) > reach
     solid[:28] = False
     deep = solid[:-3] & solid[1:-2] & solid[2:-1] & solid[3:]
-    return np.where(deep.any(axis=0), deep.argmax(axis=0), SIDE)
+    return _without_needles(np.where(deep.any(axis=0), deep.argmax(axis=0), SIDE))
 
 
-_SOLID = {"day": 44.0, "dusk": 44.0, "night": 27.0}
+def _without_needles(line: NDArray[np.int_]) -> NDArray[np.int_]:
+    """Cut off what is narrower than five columns: no mountain is, but the rim of a moon's halo."""
+    for keep in (np.max, np.min):
+        padded = np.pad(line, _NEEDLE // 2, mode="edge")
+        line = keep(np.lib.stride_tricks.sliding_window_view(padded, _NEEDLE), axis=1)
+    return line
+
+
+_SOLID = {"day": 36.0, "dusk": 60.0, "night": 30.0}
+"""How far a colour is from the sky's to be something else; mist at dusk is as light as the sky."""
+_HALO = {"day": 8, "dusk": 8, "night": 14}
+"""Pixels around the sun or moon that are left out."""
+_NEEDLE = 5
 _TREES_REACH = 53
 _RUN = 8
 
