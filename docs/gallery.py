@@ -12,17 +12,17 @@ SCALE = 2
 COLUMNS = 4
 GAP = 8
 GALLERY = {
-    "red-sun": ("three blue mountains under a red sun, a boat on the water", 1),
+    "red-sun": ("three blue mountains under a red sun, a boat on the water", 7),
     "night": (
         "two purple mountains at night, a white moon on the left, a boat with a white sail",
-        1,
+        2,
     ),
-    "winter": ("four grey mountains in winter under a golden sun", 1),
-    "spring": ("two green mountains in spring, a cherry tree on the left, a pavilion, a lake", 1),
-    "dusk": ("a golden mountain at dusk, a flock of birds, two boats on the lake", 1),
-    "mist": ("three green mountains with mist, a red sun, a pine on the right", 1),
-    "shanshui": ("秋天，两座红山，一轮金色太阳，水上一只船，一棵枫树", 1),  # noqa: RUF001
-    "shapes": ("a red circle above a blue square on a white ground", 1),
+    "winter": ("four grey mountains in winter under a golden sun", 5),
+    "spring": ("two green mountains in spring, a cherry tree on the left, a pavilion, a lake", 3),
+    "dusk": ("a golden mountain at dusk, a flock of birds, two boats on the lake", 6),
+    "mist": ("three green mountains with mist, a red sun, a pine on the right", 7),
+    "shanshui": ("秋天，两座红山，一轮金色太阳，水上一只船，一棵枫树", 7),  # noqa: RUF001
+    "shapes": ("a red circle above a blue square on a white ground", 5),
 }
 """Prompt and seed of each picture."""
 

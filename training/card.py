@@ -80,6 +80,7 @@ _ROWS = {
     "light": "landscape: sun or moon there, or not",
     "light's colour": "landscape: its colour",
     "mountains": "landscape: number of mountains",
+    "boat": "landscape: a boat there, or not",
     "boats": "landscape: number of boats",
 }
 _CLASSES = {

@@ -59,6 +59,7 @@ def told(scene: Landscape, seen: Any) -> dict[str, bool | None]:
             seen.body_colour == scene.body_colour if "body_colour" in scene.told else None
         ),
         "mountains": seen.mountains == scene.mountains if "mountains" in scene.told else None,
+        "boat": bool(seen.boats) == bool(scene.boats),
         "boats": seen.boats == scene.boats,
     }
 

@@ -21,9 +21,9 @@ def picture(seed: int) -> tuple[Image.Image, Wanted]:
 
 def test_the_judge_sees_what_was_painted() -> None:
     found = evaluate.detector(600)
-    for name in ("colour", "shape", "relation", "time", "light's colour", "boats"):
+    for name in ("colour", "shape", "relation", "time", "light's colour", "boat", "boats"):
         assert found[name]["percent"] >= 99, (name, found[name])
-    assert found["mountains"]["percent"] >= 95
+    assert found["mountains"]["percent"] >= 97
 
 
 @pytest.mark.parametrize("side", [96, 128, 200, 256])

@@ -81,26 +81,23 @@ def test_diffusers_opens_it_and_paints_the_same() -> None:
 
 
 def test_held_out_prompts_are_followed(pocket: danqing.Engine) -> None:
-    """A sample of what `python -m training` measures; of 300 prompts 87, 49 and 42 % were right.
-
-    That is an early version of the model: 97, 95 and 90 % are wanted.
-    """
+    """A sample of what `python -m training` measures; of 600 prompts 98, 97 and 95 % were right."""
     rows: dict[str, list[bool]] = {"colour": [], "shape": [], "relation": []}
     for seed, (prompt, wanted) in enumerate(evaluate.held_out(40)):
         for name, right in vars(judge(pocket.generate(prompt, seed=seed).image, wanted)).items():
             if right is not None:
                 rows[name].append(right)
     shares = {name: float(np.mean(found)) for name, found in rows.items()}
-    assert shares["colour"] >= 0.75
-    assert shares["shape"] >= 0.35
-    assert shares["relation"] >= 0.25
+    assert shares["colour"] >= 0.92
+    assert shares["shape"] >= 0.9
+    assert shares["relation"] >= 0.85
 
 
 def test_the_prompt_of_the_readme(pocket: danqing.Engine) -> None:
     views = [view(pocket.generate(README_PROMPT, seed=seed).image) for seed in range(10)]
     assert sum(seen.time == "day" for seen in views) == 10
-    assert sum(seen.body_colour == "red" for seen in views) >= 6
-    assert sum(seen.mountains == 3 for seen in views) >= 6
+    assert sum(seen.body_colour == "red" for seen in views) >= 9
+    assert sum(seen.mountains == 3 for seen in views) >= 9
 
 
 def test_seeds(pocket: danqing.Engine) -> None:
