@@ -91,8 +91,8 @@ def _table(checkpoint: Checkpoint, found: Preflight, sums: Mapping[Path, str]) -
         )
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        yield "  ".join([*cells, row[6]])
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
+        yield "  ".join([*cells, row[-1]])
     for path, error in checkpoint.unread.items():
         yield f"not read: {path.name}: {error.what}"
     for path, digest in sums.items():
@@ -163,8 +163,8 @@ def run_models(*, everything: bool, as_json: bool) -> None:
     ]  # fmt: skip
     widths = [max(len(row[column]) for row in table) for column in range(5)]
     for line in table:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
-        print("  ".join([*cells, line[5]]))
+        cells = [cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=True)]
+        print("  ".join([*cells, line[-1]]))
     if hidden := len(rows) - len(shown):
         print(f"{hidden} other places hold no model danqing runs; --all lists them")
     looked = [*places.named_folders(), places.hugging_face_cache(), places.model_scope_cache()]
