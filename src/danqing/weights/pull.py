@@ -10,8 +10,10 @@ import fnmatch
 import hashlib
 import logging
 import shutil
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,8 @@ _WEIGHTS = (".safetensors", ".sft", ".gguf")
 _VARIANT = (".fp16.", ".bf16.", ".fp32.", ".non_ema.", ".ema.")
 _ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 _MANY = 12
+_ATTEMPTS = 3
+"""At a file of which nothing more comes; the client itself tries again, too, in some versions."""
 
 
 @dataclass(frozen=True)
@@ -296,17 +300,22 @@ class HuggingFace(Hub):
         url = hf_hub_url(self._name, file.path, revision=self._commit)
         unfinished = blob.with_name(f"{blob.name}.incomplete")
         with unfinished.open("ab") as part:
-            done = part.tell()
-            if done > file.size:
+            if part.tell() > file.size:
                 part.truncate(0)
-                done = 0
-            if done < file.size:
-                self._asked(
-                    lambda: http_get(
-                        url, part, resume_size=done, headers=build_hf_headers(),
-                        expected_size=file.size, displayed_filename=file.path,
-                    )
+                part.seek(0)
+            failures = 0
+            while (done := part.tell()) < file.size:
+                get = partial(
+                    http_get, url, part, resume_size=done, headers=build_hf_headers(),
+                    expected_size=file.size, displayed_filename=file.path,
                 )  # fmt: skip
+                try:
+                    self._asked(get)
+                except DownloadError as error:
+                    failures = 0 if part.tell() > done else failures + 1
+                    if _status(error.__cause__) is not None or failures > _ATTEMPTS:
+                        raise
+                    time.sleep(1)
         if not _is_announced(unfinished, file):
             unfinished.unlink()
             raise DownloadError(
@@ -373,9 +382,15 @@ class HuggingFace(Hub):
 _HTTP_LIBRARIES = ("requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
+def _status(error: BaseException | None) -> int | None:
+    """Return the HTTP status an error of the client carries; None if there was no answer."""
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return status
+
+
 def _network_error(name: str, error: BaseException) -> DownloadError:
     first = (str(error).splitlines() or [type(error).__name__])[0]
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     if status == 429:  # noqa: PLR2004
         what, hint = "the hub asks to wait: too many requests", "try again in some minutes"
     elif status is not None and status >= 500:  # noqa: PLR2004
