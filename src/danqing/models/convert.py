@@ -31,6 +31,7 @@ _TORCH = {
 }  # fmt: skip
 SHARD_BYTES = 10 * 10**9
 """As diffusers and transformers divide their files."""
+_RELEASE_BYTES = 2**28
 SMALL_FILES = (
     "vocab.json", "merges.txt", "spiece.model", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "scheduler_config.json",
@@ -109,11 +110,14 @@ def convert(
     _check_space(target, total)
     unfinished = target.with_name(f".{target.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
-    done = 0
+    done = released = 0
 
     def progress(count: int) -> None:
-        nonlocal done
+        nonlocal done, released
         done += count
+        if done - released > _RELEASE_BYTES:  # or every page read stays mapped, and is counted
+            checkpoint.close()
+            released = done
         on_bytes(done, total)
 
     try:
