@@ -89,7 +89,7 @@ def test_mutated_headers(kind: type[TensorFile], make: object, tmp_path: Path) -
         for _ in range(CASES):
             path.write_bytes(mutated(seed, chance))
             started = time.perf_counter()
-            file = kind(path)  # type: ignore[call-arg]
+            file = kind(path)
             try:
                 for entry in file.entries.values():
                     file.read(entry)

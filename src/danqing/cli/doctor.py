@@ -18,15 +18,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from danqing.devices import BACKENDS
 from danqing.devices.cpu import cpu_model, host_memory, shown_flags
 from danqing.version import __version__
 
 LIBRARIES = (
-    "torch", "torch_npu", "diffusers", "transformers", "tokenizers", "safetensors",
+    "torch", *BACKENDS, "diffusers", "transformers", "tokenizers", "safetensors",
     "sentencepiece", "numpy", "pillow", "pydantic", "typer", "rich", "gguf", "huggingface_hub",
     "accelerate", "modelscope",
 )  # fmt: skip
-_OPTIONAL = {"torch_npu", "accelerate", "modelscope"}
+_OPTIONAL = {*BACKENDS, "accelerate", "modelscope"}
 _CPU = "import danqing.devices as d; d.select('cpu'); "
 _CHECKS = {
     "networks": _CPU + "from diffusers import FluxTransformer2DModel, AutoencoderKL",

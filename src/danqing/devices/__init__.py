@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 __all__ = [
+    "BACKENDS",
     "FAMILIES",
     "Availability",
     "Computes",
@@ -39,6 +40,9 @@ FAMILIES = {
     "cpu": "danqing.devices.cpu:Cpu",
 }
 """Where each family lives, in the order in which `auto` prefers them."""
+
+BACKENDS = ("torch_npu",)
+"""Libraries that bring a family torch itself does not have; none is needed."""
 
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 _NAME = re.compile(r"(?P<family>[a-z]+)(:(?P<index>\d{1,4}))?")

@@ -14,6 +14,7 @@ from danqing import models
 from danqing.errors import OutputError, RequestError
 from danqing.models.loading import changed, joined, shapes_of
 from danqing.weights import QUANTISED
+from danqing.weights.places import free_bytes
 from danqing.weights.writer import Planned, write
 
 if TYPE_CHECKING:
@@ -134,12 +135,11 @@ def convert(
 
 
 def _check_space(target: Path, total: int) -> None:
-    existing = next(path for path in target.absolute().parents if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(target)
     if free < total:
         raise OutputError(
             "there is not enough free space on the disk",
-            seen=f"{free} bytes free at {existing}",
+            seen=f"{free} bytes free at {target.parent}",
             allowed=f"{total} bytes",
         )
 

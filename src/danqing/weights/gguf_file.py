@@ -13,15 +13,12 @@ from __future__ import annotations
 import math
 import os
 import struct
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from danqing.errors import CheckpointDamagedError, CheckpointNotFoundError
+from danqing.errors import CheckpointDamagedError
 from danqing.weights.tensor_file import TensorEntry, TensorFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     import torch
@@ -58,7 +55,6 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 
 
-@dataclass
 class GgufFile(TensorFile):
     """One GGUF file.
 
@@ -68,30 +64,13 @@ class GgufFile(TensorFile):
             cannot unpack.
     """
 
-    path: Path
-    _bytes: Any = field(default=None, repr=False, compare=False)
+    def __init__(self, path: Path) -> None:
+        """Keep the place; nothing is read."""
+        super().__init__(path)
+        self._bytes: Any = None
 
-    @property
-    def entries(self) -> Mapping[str, TensorEntry]:
-        """Tensors by name."""
-        return self._header[1]
-
-    @property
-    def metadata(self) -> Mapping[str, object]:
-        """Scalars, strings and short arrays of the header."""
-        return self._header[0]
-
-    @cached_property
-    def _header(self) -> tuple[dict[str, object], dict[str, TensorEntry]]:
-        try:
-            with self.path.open("rb") as file:
-                return _Reader(file, self.path).header()
-        except FileNotFoundError as error:
-            raise CheckpointNotFoundError("there is no such file", seen=self.path) from error
-        except OSError as error:
-            raise CheckpointDamagedError(
-                "the file cannot be read", seen=f"{self.path} ({error.strerror or error})"
-            ) from error
+    def _parse(self, file: BinaryIO) -> tuple[dict[str, object], dict[str, TensorEntry]]:
+        return _Reader(file, self.path).header()
 
     def read(self, entry: TensorEntry, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return rows; F32, F16, BF16 mapped from disk, all others widened to float32."""

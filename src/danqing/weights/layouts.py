@@ -30,6 +30,8 @@ from danqing.weights.places import BUILT_IN, find
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from danqing.weights.tensor_file import TensorFile
+
 ALIASES = {
     "t5": "text_encoder_2",
     "clip": "text_encoder",
@@ -408,39 +410,40 @@ def _read_part(path: Path, elsewhere: frozenset[str] = frozenset()) -> list[Comp
     return [part for part in parts if part.name not in elsewhere]
 
 
-def embedded_config(path: Path, name: str) -> dict[str, Any] | None:
+def _embedded_config(file: TensorFile, name: str) -> dict[str, Any] | None:
     """Return a component's config from the file's own metadata, where danqing writes it."""
-    text = open_tensors(path).metadata.get(f"{EMBEDDED}.{name}")
+    text = file.metadata.get(f"{EMBEDDED}.{name}")
     if not isinstance(text, str):
         return None
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointDamagedError(
-            f"the config of {name} in the file's metadata is no JSON", seen=f"{path}: {error}"
+            f"the config of {name} in the file's metadata is no JSON", seen=f"{file.path}: {error}"
         ) from error
     return config if isinstance(config, dict) else None
 
 
 def _read_file(path: Path) -> list[Component]:
     """Return the components in a file, told by the names of its tensors."""
-    entries = open_tensors(path).entries
+    file = open_tensors(path)
     parts = []
     for prefix in PREFIXES:
-        recognised = _signature(under(prefix, entries))
+        recognised = _signature(under(prefix, file.entries))
         if recognised is not None:
             name, style = recognised
-            parts.append(_file_component(name, style, path, prefix))
+            parts.append(_file_component(name, style, file, prefix))
     return parts
 
 
-def _file_component(name: str, style: str, path: Path, prefix: str) -> Component:
-    beside = path.parent / "config.json"
-    config = embedded_config(path, name)
+def _file_component(name: str, style: str, file: TensorFile, prefix: str) -> Component:
+    folder = file.path.parent
+    beside = folder / "config.json"
+    config = _embedded_config(file, name)
     if config is None and not prefix and style in _WITH_CONFIG and beside.is_file():
         config = read_json(beside)
     return Component(
-        name=name, style=style, folder=path.parent, files=(path,), config=config, prefix=prefix
+        name=name, style=style, folder=folder, files=(file.path,), config=config, prefix=prefix
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,6 +132,12 @@ def model_scope_cache() -> Path:
     """Return the folder of ModelScope's cache, by the same variable as its client."""
     given = os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope"
     return Path(given).expanduser()
+
+
+def free_bytes(place: Path) -> int:
+    """Return what is free on the disk where a place is, or would be."""
+    existing = next(path for path in (place, *place.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def all_places() -> Iterator[Found]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import logging
-import shutil
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from danqing.errors import (
     RequestError,
 )
 from danqing.weights.digests import sha256
-from danqing.weights.places import find, hugging_face_cache, model_scope_cache
+from danqing.weights.places import find, free_bytes, hugging_face_cache, model_scope_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -139,12 +138,11 @@ def _hub(source: str, name: str, revision: str | None) -> Hub:
 
 
 def _check_space(cache: Path, needed: int) -> None:
-    existing = next(path for path in (cache, *cache.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(cache)
     if free < needed:
         raise DownloadError(
             "there is not enough free space on the disk",
-            seen=f"{free} bytes free at {existing}",
+            seen=f"{free} bytes free at {cache}",
             allowed=f"{needed} bytes",
             hint="HF_HUB_CACHE, or MODELSCOPE_CACHE, names another disk",
         )
@@ -235,8 +233,8 @@ def _is_variant(path: str) -> bool:
 class HuggingFace(Hub):
     """A repository on the Hugging Face Hub, or at HF_ENDPOINT.
 
-    Since huggingface_hub 1.x a download that was killed begins from nothing: its temporary file has
-    the name of its process. Here it has the name of its content, so that it is gone on with; the
+    In huggingface_hub 2.4 a download that was killed begins from nothing: its temporary file has a
+    name of its own each time. Here it has the name of its content, so that it is gone on with; the
     bytes are fetched by the client's own `http_get`.
     """
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from danqing.errors import CheckpointDamagedError, CheckpointNotFoundError, UnsafeFileError
+from danqing.errors import CheckpointDamagedError, UnsafeFileError
 from danqing.weights.tensor_file import TensorEntry, TensorFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     import torch
@@ -35,7 +32,6 @@ BITS = {
 }  # fmt: skip
 
 
-@dataclass
 class SafetensorsFile(TensorFile):
     """One safetensors file; its header is read and checked on first use.
 
@@ -45,22 +41,13 @@ class SafetensorsFile(TensorFile):
         UnsafeFileError: it is a pickle.
     """
 
-    path: Path
-    _handle: Any = field(default=None, repr=False, compare=False)
+    def __init__(self, path: Path) -> None:
+        """Keep the place; nothing is read."""
+        super().__init__(path)
+        self._handle: Any = None
 
-    @property
-    def entries(self) -> Mapping[str, TensorEntry]:
-        """Tensors by name."""
-        return self._header[1]
-
-    @property
-    def metadata(self) -> Mapping[str, object]:
-        """The table `__metadata__`, texts by name."""
-        return self._header[0]
-
-    @cached_property
-    def _header(self) -> tuple[dict[str, object], dict[str, TensorEntry]]:
-        header, data_start, size = _read_header(self.path)
+    def _parse(self, file: BinaryIO) -> tuple[dict[str, object], dict[str, TensorEntry]]:
+        header, data_start, size = _read_header(self.path, file)
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict):
             raise CheckpointDamagedError("the file's metadata is no table", seen=self.path)
@@ -89,28 +76,19 @@ class SafetensorsFile(TensorFile):
         self._handle = None
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(512)
-            _refuse_foreign(path, start, size)
-            length = int.from_bytes(start[:8], "little")
-            if length > MAX_HEADER_BYTES or length + 8 > size:
-                raise CheckpointDamagedError(
-                    "the file is cut short, or is no safetensors file",
-                    seen=f"{path}: {size} bytes, of which the header alone would take {length}",
-                    hint="download the file again",
-                )
-            file.seek(8)
-            text = file.read(length)
-    except FileNotFoundError as error:
-        raise CheckpointNotFoundError("there is no such file", seen=path) from error
-    except OSError as error:
+def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int, int]:
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(512)
+    _refuse_foreign(path, start, size)
+    length = int.from_bytes(start[:8], "little")
+    if length > MAX_HEADER_BYTES or length + 8 > size:
         raise CheckpointDamagedError(
-            "the file cannot be read", seen=f"{path} ({error.strerror or error})"
-        ) from error
-    return _parse(path, text), 8 + length, size
+            "the file is cut short, or is no safetensors file",
+            seen=f"{path}: {size} bytes, of which the header alone would take {length}",
+            hint="download the file again",
+        )
+    file.seek(8)
+    return _parse(path, file.read(length)), 8 + length, size
 
 
 def _refuse_foreign(path: Path, start: bytes, size: int) -> None:

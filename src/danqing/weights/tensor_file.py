@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, BinaryIO
+
+from danqing.errors import CheckpointDamagedError, CheckpointNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,17 +60,35 @@ class TensorFile(ABC):
         path: where it is.
     """
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        """Keep the place; nothing is read."""
+        self.path = path
 
     @property
-    @abstractmethod
     def entries(self) -> Mapping[str, TensorEntry]:
         """Tensors by name."""
+        return self._header[1]
 
     @property
-    @abstractmethod
     def metadata(self) -> Mapping[str, object]:
-        """Whatever else the header says."""
+        """Whatever else the header says; long lists are left out."""
+        return self._header[0]
+
+    @cached_property
+    def _header(self) -> tuple[dict[str, object], dict[str, TensorEntry]]:
+        try:
+            with self.path.open("rb") as file:
+                return self._parse(file)
+        except FileNotFoundError as error:
+            raise CheckpointNotFoundError("there is no such file", seen=self.path) from error
+        except OSError as error:
+            raise CheckpointDamagedError(
+                "the file cannot be read", seen=f"{self.path} ({error.strerror or error})"
+            ) from error
+
+    @abstractmethod
+    def _parse(self, file: BinaryIO) -> tuple[dict[str, object], dict[str, TensorEntry]]:
+        """Read and check the header: metadata, and tensors by name."""
 
     @abstractmethod
     def read(self, entry: TensorEntry, start: int = 0, stop: int | None = None) -> torch.Tensor:

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from danqing.errors import OutputError
 from danqing.weights.safetensors_file import BITS
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def write(
     metadata: Mapping[str, str],
     on_bytes: Callable[[int], None],
 ) -> None:
-    """Write a file, all of it or nothing.
+    """Write a file; the caller sees to it that it does not look whole before it is.
 
     Args:
         path: where to.
@@ -60,7 +59,7 @@ def write(
         on_bytes: told the bytes of each tensor when it is written.
 
     Raises:
-        OutputError: the disk is full, or cannot be written to.
+        OSError: the disk is full, or cannot be written to.
     """
     ordered = sorted(tensors, key=lambda row: (-BITS[row.dtype], row.name))
     header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
@@ -73,21 +72,12 @@ def write(
         place = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for row in ordered:
-                file.write(_bytes(row))
-                on_bytes(row.size_bytes)
-        unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(
-            "the weights cannot be written", seen=f"{path} ({error.strerror or error})"
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for row in ordered:
+            file.write(_bytes(row))
+            on_bytes(row.size_bytes)
 
 
 def _bytes(row: Planned) -> memoryview:
