@@ -18,11 +18,11 @@ GALLERY = {
         2,
     ),
     "winter": ("four grey mountains in winter under a golden sun", 5),
-    "spring": ("two green mountains in spring, a cherry tree on the left, a pavilion, a lake", 3),
-    "dusk": ("a golden mountain at dusk, a flock of birds, two boats on the lake", 6),
+    "spring": ("two green mountains in spring, a cherry tree on the left, a pavilion, a lake", 9),
+    "dusk": ("a golden mountain at dusk, a flock of birds, two boats on the lake", 2),
     "mist": ("three green mountains with mist, a red sun, a pine on the right", 7),
     "shanshui": ("秋天，两座红山，一轮金色太阳，水上一只船，一棵枫树", 7),  # noqa: RUF001
-    "shapes": ("a red circle above a blue square on a white ground", 5),
+    "shapes": ("a red circle above a blue square on a white ground", 11),
 }
 """Prompt and seed of each picture."""
 

@@ -20,9 +20,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "danqing" / "pocket"
 CHUNKS = 70
 DECODER_CHUNKS = 20
 SAMPLES_EVERY = 500
-STEPS = {"text": 1000, "autoencoder": 6900, "flow": 11800, "straight": 180}
+STEPS = {"text": 1000, "autoencoder": 6900, "flow": 13600, "straight": 180}
 """Of each stage, at full length, from nothing."""
-STEPS_ON = {"autoencoder": 4000, "flow": 6300, "straight": 180}
+STEPS_ON = {"autoencoder": 4000, "flow": 8100, "straight": 180}
 """Of each stage, from a finished checkpoint."""
 
 

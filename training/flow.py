@@ -53,6 +53,8 @@ were still mixed up when all else was painted well."""
 LANDSCAPE_WEIGHT = 0.75
 GEOMETRY_WEIGHT = 1.2
 """Landscapes, whose texture nothing foretells, fill most of the loss if they weigh the same."""
+BOATS_WEIGHT = 3.0
+"""Of the tokens where a boat is: a dark hull on dark water is little of a picture's loss."""
 LABELS_WEIGHT = 0.1
 LABELS_AFTER = 1
 """Number of the single block behind which the labels are told."""
@@ -72,7 +74,7 @@ class Material:
         t5_ids: (scenes, wordings, tokens).
         nothing: the token ids of the empty sentence, of CLIP and of T5.
         kinds: numbers of the scenes of each kind, in the order of `SHARES`.
-        labels: (scenes, 2, 64), int8: what lies at each image token.
+        labels: (scenes, 3, 64), int8: what lies at each image token.
     """
 
     latents: torch.Tensor
@@ -126,7 +128,7 @@ def gather(folder: Path, *, seed: int, chunks: int) -> Material:
 def _kinds_and_labels(seed: int, count: int) -> tuple[tuple[np.ndarray, ...], torch.Tensor]:
     """Draw the scenes again: the numbers of each kind, and what lies where in each."""
     kinds: dict[str, list[int]] = {kind: [] for kind in SHARES}
-    found = np.empty((count, 2, labels.GRID**2), np.int8)
+    found = np.empty((count, len(labels.KINDS), labels.GRID**2), np.int8)
     for index in range(count):
         what, _ = scene(seed, index)
         kinds[what.kind if isinstance(what, Geometry) else "landscape"].append(index)
@@ -240,11 +242,15 @@ def train(
         mixed = torch.lerp(latents, noise, times[:, None, None])
         states, pooled = read(readers, clip_ids, t5_ids)
         velocity = predict(transformer, mixed, times, states, pooled)
-        away = (velocity - (noise - latents)).square().mean((1, 2))
-        unread, right = learner.loss(lies.where(~untold[:, None, None], labels.UNKNOWN))
+        away = (velocity - (noise - latents)).square().mean(2)
+        boats = 1 + (BOATS_WEIGHT - 1) * (lies[:, labels.BOAT] > 0)
+        unread, right, boats_right = learner.loss(
+            lies.where(~untold[:, None, None], labels.UNKNOWN)
+        )
         return {
-            "loss": (weight * away).mean() + LABELS_WEIGHT * unread,
+            "loss": (weight * (boats * away).mean(1)).mean() + LABELS_WEIGHT * unread,
             "flow": away.mean(), "labels": unread, "labels_right": right,
+            "boats_right": boats_right,
         }  # fmt: skip
 
     def transformer_of(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -282,6 +282,13 @@ _BOAT_X = {"left": 34.0, "middle": 64.0, "right": 94.0}
 _BOATS = {2: ((38, 98.0), (88, 108.0)), 3: ((28, 97.0), (64, 109.0), (100, 98.0))}
 
 
+def boats_about(scene: Landscape) -> tuple[tuple[float, float], ...]:
+    """Return the middles of the boats and their sails, to a few pixels: (x, y) of each."""
+    if scene.boats == 1:
+        return ((_BOAT_X[scene.boat_place], 96.0),)
+    return tuple((x, y - 7) for x, y in _BOATS.get(scene.boats, ()))
+
+
 def _boats(canvas: Array, scene: Landscape, random: np.random.Generator) -> None:
     if scene.boats == 1:
         _boat(

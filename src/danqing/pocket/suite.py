@@ -123,6 +123,7 @@ CASES = (
         name="red-sun",
         prompt="three blue mountains under a red sun, a boat on the water",
         shows={"time": "day", "body_colour": "red", "mountains": 3, "boats": 1},
+        seed=2,
     ),
     Case(
         name="night",
@@ -138,7 +139,6 @@ CASES = (
         name="dusk",
         prompt="a red mountain at dusk, two boats on the lake, a flock of birds",
         shows={"time": "dusk", "mountains": 1, "boats": 2},
-        seed=2,
     ),
     Case(
         name="pine",
