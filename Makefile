@@ -19,8 +19,9 @@ test: install  ## all tests but the slow ones
 test-slow: install  ## timings, one after the other
 	$(BIN)/python -m pytest -m slow
 
-test-oldest: $(OLDEST)/.installed  ## the suite on the older versions Ascend users have (7 GB of disk)
+test-oldest: install $(OLDEST)/.installed  ## the suite on the older versions Ascend users have (7 GB of disk)
 	$(OLDEST)/bin/python -m pytest -n $(JOBS)
+	$(BIN)/python benchmarks/versions.py $(BIN)/python $(OLDEST)/bin/python
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet -c constraints-oldest.txt -e ".[dev]"

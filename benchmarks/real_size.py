@@ -1,8 +1,9 @@
-"""Write a FLUX.1 of real size with random weights: every shape and name of the BFL release, 34 GB.
+"""Write a model of real size with random weights: every name, shape and dtype of the release.
 
-Its pictures are noise, but the work is that of the real one: reading, memory, seconds a step.
+FLUX.1 as the files of the BFL release (34 GB), DeepGen-1.0 as its folder (14.3 GB). Pictures are
+noise, but the work is that of the real one: reading, memory, seconds a step.
 
-    python benchmarks/real_size.py FOLDER [--guided]
+    python benchmarks/real_size.py FOLDER [--guided | --deepgen]
     danqing generate -m FOLDER "a cat" --size 256x256 --seed 1 --json
 """
 
@@ -25,12 +26,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--guided", action="store_true", help="of the dev type")
+    parser.add_argument("--deepgen", action="store_true", help="DeepGen-1.0 instead of FLUX.1")
     options = parser.parse_args()
-    from tests import sparse, toys
+    from tests import deepgen_toys, sparse, toys
 
-    sparse.write_real_size(options.folder, guided=options.guided)
-    toys.write_clip_tokenizer(options.folder / "clip")
-    toys.write_t5_tokenizer(options.folder / "t5")
+    if options.deepgen:
+        deepgen_toys.write_real_size(options.folder)
+    else:
+        sparse.write_real_size(options.folder, guided=options.guided)
+        toys.write_clip_tokenizer(options.folder / "clip")
+        toys.write_t5_tokenizer(options.folder / "t5")
     values = torch.randn(POOL, generator=torch.Generator().manual_seed(0)) * STD
     random = {"BF16": raw(values.bfloat16()), "F32": raw(values)}
     ones = {"BF16": raw(torch.ones(8192).bfloat16()), "F32": raw(torch.ones(8192))}
@@ -52,7 +57,7 @@ def fill(file: Path, random: dict[str, bytes], ones: dict[str, bytes]) -> None:
         for entry in SafetensorsFile(file).entries.values():
             handle.seek(entry.start)
             is_scale = entry.name.endswith("scale") or "norm" in entry.name
-            if is_scale and not entry.name.endswith("bias"):
+            if is_scale and len(entry.shape) == 1 and not entry.name.endswith("bias"):
                 handle.write(ones[entry.dtype][: entry.size_bytes])
                 continue
             left = entry.size_bytes

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 HEAD = "<!-- Written by docs/generate.py from the code; do not edit. -->\n\n"
-COMMANDS = ("generate", "models", "check", "convert", "pull", "show", "doctor")
+COMMANDS = ("generate", "edit", "eval-set", "models", "check", "convert", "pull", "show", "doctor")
 SIGNALS = [(130, "Ctrl-C (SIGINT)"), (143, "SIGTERM")]
 
 
@@ -47,7 +47,7 @@ def _error_rows(kind: Any, depth: int) -> Iterator[str]:
 
 def settings_page() -> Iterator[str]:
     from danqing.cli.options import flags
-    from danqing.models import identify
+    from danqing.models import deepgen, identify
     from danqing.models.flux import spec
     from danqing.request import Request, allowed_range
     from danqing.weights import POCKET, open_checkpoint
@@ -58,7 +58,7 @@ def settings_page() -> Iterator[str]:
         "are the same), and keys of a JSON line in a prompts file. A setting that a model would "
         "ignore is refused when it is given.\n"
     )
-    specs = [spec(guided=False), spec(guided=True), identify(open_checkpoint(POCKET))]
+    specs = [spec(), spec(guided=True), deepgen.spec(), identify(open_checkpoint(POCKET))]
     titles = " | ".join(f"{one.title}" for one in specs)
     yield f"| setting | flags | allowed | {titles} | meaning |"
     yield "|---|---|---|" + "---|" * len(specs) + "---|"
@@ -77,7 +77,9 @@ def _default(spec: Any, name: str, general: Any) -> str:
     value = spec.defaults.get(name, general)
     if name == "prompt":
         return "required"
-    return "random" if name == "seed" else str(value)
+    if name == "negative_prompt" and value is not None:
+        return "nothing; in edits faults of pictures"
+    return "random" if name == "seed" and value is None else str(value)
 
 
 def commands_page() -> Iterator[str]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import danqing
-from tests import toys
+from tests import deepgen_toys, toys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +44,11 @@ def schnell_bfl(schnell: Path, toy_home: Path) -> Path:
 @pytest.fixture(scope="session")
 def dev_bfl(dev: Path, toy_home: Path) -> Path:
     return toys.write_bfl(toy_home / "dev-bfl", dev)
+
+
+@pytest.fixture(scope="session")
+def deepgen(toy_home: Path) -> Path:
+    return deepgen_toys.write(toy_home / "deepgen")
 
 
 @pytest.fixture(scope="session")

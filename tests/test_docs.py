@@ -29,11 +29,14 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 @pytest.fixture
-def models(schnell: Path, dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def models(
+    schnell: Path, dev: Path, deepgen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """The folders the docs name, with toys in them."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "FLUX.1-schnell").symlink_to(schnell)
     (tmp_path / "models" / "FLUX.1-dev").symlink_to(dev)
+    (tmp_path / "models" / "DeepGen-1.0").symlink_to(deepgen)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -25,7 +25,8 @@ SMALL: dict[str, Any] = {"height": 64, "width": 64}
 def test_a_generation_knows_everything(engine: danqing.Engine) -> None:
     generation = engine.generate("a cat", seed=5, num_images_per_prompt=2, **SMALL)
     assert generation.request.model_dump() == {
-        "prompt": "a cat", "negative_prompt": None, "height": 64, "width": 64,
+        "prompt": "a cat", "negative_prompt": None, "image": None, "resize": None,
+        "reference_latent": None, "height": 64, "width": 64,
         "num_inference_steps": 4, "guidance_scale": None, "seed": 5, "num_images_per_prompt": 2,
         "max_sequence_length": 256,
     }  # fmt: skip
@@ -36,7 +37,8 @@ def test_a_generation_knows_everything(engine: danqing.Engine) -> None:
         assert costs["denoise"].steps == 4
         assert costs["encode"].pictures == 2
         assert costs["denoise"].pictures == 1
-        assert all(cost.seconds > 0 and (cost.peak_bytes or 1) > 0 for cost in costs.values())
+        assert all((cost.seconds > 0) != cost.reused for cost in costs.values())
+        assert all((cost.peak_bytes or 1) > 0 for cost in costs.values())
     assert generation.provenance.versions["torch"] == torch.__version__
     assert generation.provenance.device["threads"] == torch.get_num_threads()
 
@@ -143,7 +145,7 @@ def test_out_of_memory_is_told_and_the_next_request_works(
 def test_the_first_bad_step_is_named(
     engine: danqing.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transformer = engine._load_stage("denoise", [], None)["transformer"]
+    transformer = engine._load(("transformer",), [], None)["transformer"]
     forward, calls = transformer.forward, []
 
     def spoil(*args: Any, **kwargs: Any) -> Any:
@@ -183,6 +185,7 @@ def test_what_does_not_fit_at_once_is_staged(
     assert picture.image.tobytes() == engine.generate("a cat", seed=1, **SMALL).image.tobytes()
     assert [cost.name for cost in picture.stages] == [
         "load",
+        "load",
         "encode",
         "load",
         "denoise",
@@ -208,8 +211,18 @@ def test_reading_beforehand_is_paid_by_the_first_picture(schnell: Path) -> None:
         first, second = (engine.generate("a cat", **SMALL).stages for _ in range(2))
         weights = [w for module in engine._modules.values() for w in module.parameters()]
         assert not any(weight.is_inference() for weight in weights)
-    assert [cost.name for cost in first] == ["load", "load", "load", "encode", "denoise", "decode"]
-    assert [cost.name for cost in second] == ["encode", "denoise", "decode"]
+    loads, work = first[:4], first[4:]
+    assert [cost.component for cost in loads] == [
+        "text_encoder",
+        "text_encoder_2",
+        "transformer",
+        "vae",
+    ]
+    assert all(cost.name == "load" and cost.peak_bytes for cost in loads)
+    assert [cost.name for cost in work] == ["encode", "denoise", "decode"]
+    assert [(cost.name, cost.reused) for cost in second] == [
+        ("encode", True), ("denoise", False), ("decode", False),
+    ]  # fmt: skip
 
 
 def test_what_does_not_fit_at_all_is_refused(

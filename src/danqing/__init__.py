@@ -48,7 +48,9 @@ def open(  # noqa: A001
     *,
     device: str = "auto",
     dtype: str = "auto",
+    placement: str = "auto",
     components: Mapping[str, str | Path] | None = None,
+    allow_pt: bool = False,
 ) -> Engine:
     """Open a checkpoint on a device; nothing is read from the weights until the first picture.
 
@@ -57,7 +59,10 @@ def open(  # noqa: A001
             files; `pocket` is the small model that comes with danqing.
         device: `auto`, `cpu`, `cuda[:i]`, `npu[:i]`, `xpu[:i]` or `mps`.
         dtype: `auto`, `bfloat16`, `float16` or `float32`.
+        placement: `auto`; `resident`: all weights stay on the device; or `staged`: each stage's are
+            read when it begins and leave when it ends.
         components: places of single components, by name: `{"t5": "models/t5-v1_1-xxl"}`.
+        allow_pt: `model_path` is DeepGen's original `.pt`, and may be opened: of tensors only.
 
     Returns:
         An engine, to be used as a context manager or closed by hand.
@@ -69,4 +74,11 @@ def open(  # noqa: A001
     """
     from danqing.engine import Engine
 
-    return Engine.open(model_path, device=device, dtype=dtype, components=components)
+    return Engine.open(
+        model_path,
+        device=device,
+        dtype=dtype,
+        placement=placement,
+        components=components,
+        allow_pt=allow_pt,
+    )

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 RANDOM_SEED_BITS = 32
 MAX_BATCH = 64
+KEPT_PROMPTS = 4
+"""Prompts whose conditioning is kept; it is small beside the weights."""
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "tokenizers", "numpy", "pillow")
 
 
@@ -67,6 +69,7 @@ class Engine:
         self._modules: dict[str, Any] = {}
         self._loads: list[StageCost] = []
         self._batch_bits: dict[tuple[int, ...], dict[str, Any]] = {}
+        self._encoded: dict[tuple[Any, ...], tuple[Any, tuple[str, ...]]] = {}
 
     @classmethod
     def open(
@@ -75,19 +78,23 @@ class Engine:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        placement: str = "auto",
         components: Mapping[str, str | Path] | None = None,
+        allow_pt: bool = False,
     ) -> Engine:
         """Open a checkpoint, or take one that is open; see `danqing.open`."""
+        if allow_pt:
+            devices.import_torch()  # before anything else does: it reads the file
         checkpoint = (
             weights_at
             if isinstance(weights_at, weights.Checkpoint)
-            else weights.open_checkpoint(weights_at, components)
+            else weights.open_checkpoint(weights_at, components, allow_pt=allow_pt)
         )
         spec = models.identify(checkpoint)
         devices.import_torch()
         selection = devices.select(device)
         model = models.open_model(checkpoint, spec)
-        the_plan = plan.make_plan(model, selection, dtype)
+        the_plan = plan.make_plan(model, selection, dtype, placement)
         return cls(checkpoint, model, selection.device, the_plan)
 
     def __enter__(self) -> Self:
@@ -101,6 +108,7 @@ class Engine:
     def close(self) -> None:
         """Give all memory back; the engine can be used again and then loads again."""
         self._modules.clear()
+        self._encoded.clear()
         self.checkpoint.close()
         self._device.release()
 
@@ -116,8 +124,8 @@ class Engine:
         """Read all weights now rather than at the first picture (if the plan keeps them)."""
         if self.plan.placement == "resident":
             self._device.prepare()
-            for stage in self._model.stages:
-                self._load_stage(stage, self._loads, listen)
+            for names in self._model.stages.values():
+                self._load(names, self._loads, listen)
 
     def generate(
         self,
@@ -181,13 +189,24 @@ class Engine:
     def _encode(
         self, request: Request, costs: list[StageCost], listen: Listener | None
     ) -> tuple[Any, tuple[str, ...]]:
-        modules = self._load_stage("encode", costs, listen)
+        """Return the conditioning of a prompt; that of the last few is kept for other seeds."""
+        key = tuple(getattr(request, name) for name in self._model.encode_reads)
+        if (known := self._encoded.get(key)) is not None:
+            count = request.num_images_per_prompt
+            costs.append(
+                StageCost(name="encode", seconds=0.0, peak_bytes=None, pictures=count, reused=True)
+            )
+            return known
+        modules = self._load(self._model.needs("encode", request), costs, listen)
         with self._stage("encode", costs, pictures=request.num_images_per_prompt):
             conditioning, notes = self._model.encode(modules, request)
-            for name, tensor in vars(conditioning).items():
+            for name, tensor in _tensors(conditioning):
                 if not bool(tensor.isfinite().all()):
                     raise self._not_finite("encode", name)
         self._drop_stage("encode")
+        while len(self._encoded) >= KEPT_PROMPTS:
+            self._encoded.pop(next(iter(self._encoded)))
+        self._encoded[key] = conditioning, notes
         return conditioning, notes
 
     def _paint_batch(
@@ -195,10 +214,10 @@ class Engine:
     ) -> list[Picture]:
         """Make some pictures together; `before` is what was spent on them until here."""
         requests = [work.request.single(index) for index in indexes]
-        noise = [self._model.noise(request, request.seed or 0) for request in requests]
+        drawn = [self._model.draw(request, request.seed or 0) for request in requests]
         costs = list(before)
-        images = self._render(work, noise, indexes, costs)
-        bits = self._batch_finding(work, noise, images, indexes)
+        images = self._render(work, drawn, indexes, costs)
+        bits = self._batch_finding(work, drawn, images, indexes)
         return [
             Picture(
                 image=image,
@@ -207,32 +226,32 @@ class Engine:
                 stages=tuple(costs),
                 provenance=replace(
                     self._origin,
-                    noise_sha256=_digest(draw),
+                    noise_sha256=_digest(draws[0]),
                     batch={**bits, "position": index - indexes[0]},
                 ),
                 notes=work.notes,
             )
-            for index, request, draw, image in zip(indexes, requests, noise, images, strict=True)
+            for index, request, draws, image in zip(indexes, requests, drawn, images, strict=True)
         ]
 
     def _render(
         self,
         work: _Work,
-        noise: Sequence[torch.Tensor],
+        drawn: Sequence[Sequence[torch.Tensor]],
         indexes: Sequence[int],
         costs: list[StageCost],
     ) -> list[Image]:
         """Denoise, decode and check some pictures that are computed together."""
-        request, count = work.request, len(noise)
+        request, count = work.request, len(drawn)
         steps = request.num_inference_steps or 0
-        modules = self._load_stage("denoise", costs, work.listen)
+        modules = self._load(self._model.needs("denoise", request), costs, work.listen)
         with self._stage("denoise", costs, pictures=count, steps=steps):
             watch = _StepWatch(self._device, _item(indexes), steps, work.listen)
-            latents = self._model.denoise(modules, work.conditioning, noise, request, watch)
+            latents = self._model.denoise(modules, work.conditioning, drawn, request, watch)
             if (bad := watch.first_bad_step()) is not None:
                 raise self._not_finite("denoise", f"the latents after step {bad} of {steps}")
         self._drop_stage("denoise")
-        modules = self._load_stage("decode", costs, work.listen)
+        modules = self._load(self._model.needs("decode", request), costs, work.listen)
         with self._stage("decode", costs, pictures=count):
             pixels = self._model.decode(modules, latents, request)
             if not bool(pixels.isfinite().all()):
@@ -245,7 +264,13 @@ class Engine:
 
     @contextlib.contextmanager
     def _stage(
-        self, name: StageName, costs: list[StageCost], *, pictures: int = 1, steps: int = 0
+        self,
+        name: StageName,
+        costs: list[StageCost],
+        *,
+        pictures: int = 1,
+        steps: int = 0,
+        component: str = "",
     ) -> Iterator[None]:
         """Time a stage and take its peak memory; no gradients; memory errors are translated."""
         import torch
@@ -277,18 +302,17 @@ class Engine:
                 peak_bytes=self._device.peak_bytes(),
                 pictures=pictures,
                 steps=steps,
+                component=component,
             )
         )
 
-    def _load_stage(
-        self, stage: str, costs: list[StageCost], listen: Listener | None
+    def _load(
+        self, names: Sequence[str], costs: list[StageCost], listen: Listener | None
     ) -> Mapping[str, Any]:
-        """Return a stage's components, reading those that are not there."""
-        names = self._model.stages[stage]
-        absent = [name for name in names if name not in self._modules]
-        if absent:
-            with self._stage("load", costs):
-                for name in absent:
+        """Return components, reading those that are not there."""
+        for name in names:
+            if name not in self._modules:
+                with self._stage("load", costs, component=name):
                     self._modules[name] = self._build(name, listen)
         return {name: self._modules[name] for name in names}
 
@@ -329,6 +353,7 @@ class Engine:
         bad = [
             f"{name}: {tensor}"
             for name in self._model.stages[stage]
+            if name in self._modules
             for tensor, value in self._modules[name].named_parameters()
             if not bool(value.isfinite().all())
         ]
@@ -346,7 +371,7 @@ class Engine:
     def _batch_finding(
         self,
         work: _Work,
-        noise: Sequence[torch.Tensor],
+        drawn: Sequence[Sequence[torch.Tensor]],
         images: Sequence[Image],
         indexes: Sequence[int],
     ) -> dict[str, Any]:
@@ -354,12 +379,12 @@ class Engine:
 
         The batch's last picture is made once more, alone.
         """
-        if len(noise) == 1:
+        if len(drawn) == 1:
             return {"size": 1}
-        shape = (len(noise), work.request.height or 0, work.request.width or 0)
+        shape = (len(drawn), work.request.height or 0, work.request.width or 0)
         if shape not in self._batch_bits:
-            alone = self._render(replace(work, listen=None), noise[-1:], indexes[-1:], [])[0]
-            self._batch_bits[shape] = {"size": len(noise), **_difference(alone, images[-1])}
+            alone = self._render(replace(work, listen=None), drawn[-1:], indexes[-1:], [])[0]
+            self._batch_bits[shape] = {"size": len(drawn), **_difference(alone, images[-1])}
         return self._batch_bits[shape]
 
     # --- provenance ------------------------------------------------------------------------------
@@ -367,7 +392,8 @@ class Engine:
     def _with_seed(self, request: Request) -> Request:
         if request.seed is not None:
             return request
-        return request.replace(seed=secrets.randbits(RANDOM_SEED_BITS))
+        seed = self.spec.defaults.get("seed", secrets.randbits(RANDOM_SEED_BITS))
+        return request.replace(seed=seed)
 
     @cached_property
     def _origin(self) -> Provenance:
@@ -449,6 +475,13 @@ class _StepWatch:
 
         finite = torch.stack(self._finite).tolist() if self._finite else []
         return finite.index(False) + 1 if False in finite else None
+
+
+def _tensors(conditioning: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what a conditioning holds, one tensor or several under each name."""
+    for name, value in vars(conditioning).items():
+        for tensor in value if isinstance(value, tuple) else (value,):
+            yield name, tensor
 
 
 def _item(indexes: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from danqing.errors import DoesNotFitError, DtypeError
+from danqing.errors import DoesNotFitError, DtypeError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,22 +87,24 @@ def size(count: int) -> str:
     return f"{count:.2f} GiB"
 
 
-def make_plan(model: Model, selection: Selection, dtype: str) -> Plan:
+def make_plan(model: Model, selection: Selection, dtype: str, placement: str = "auto") -> Plan:
     """Decide how a model runs on a device.
 
     Args:
         model: with its checkpoint; its stages say which components are needed together.
         selection: the device.
         dtype: `auto`, or one of `DTYPES`.
+        placement: `auto`, `resident` or `staged`.
 
     Raises:
+        RequestError: there is no such placement.
         DtypeError: the device does not compute in this dtype.
         DoesNotFitError: the weights do not fit, not even stage by stage.
     """
     device = selection.device
     chosen, why = _choose_dtype(model, device, dtype)
     components = tuple(_components(model, device, chosen))
-    placement, placement_why = _place(components, model, device)
+    chosen_place, place_why = _place(components, model, device, placement)
     return Plan(
         title=model.spec.title,
         layout=model.checkpoint.layout,
@@ -113,8 +115,8 @@ def make_plan(model: Model, selection: Selection, dtype: str) -> Plan:
         dtype=chosen,
         dtype_reason=why,
         attention="scaled_dot_product_attention of torch, without mask",
-        placement=placement,
-        placement_reason=placement_why,
+        placement=chosen_place,
+        placement_reason=place_why,
         components=components,
         assumptions=model.assumptions(),
     )
@@ -174,31 +176,40 @@ def _components(model: Model, device: Device, dtype: str) -> Iterator[PlannedCom
 
 
 def _place(
-    components: tuple[PlannedComponent, ...], model: Model, device: Device
+    components: tuple[PlannedComponent, ...], model: Model, device: Device, asked: str
 ) -> tuple[Placement, str]:
     """Keep everything on the device if it fits, else one stage at a time, else refuse."""
+    if asked not in ("auto", "resident", "staged"):
+        raise RequestError(
+            "there is no such placement", seen=asked, allowed="auto, resident, staged"
+        )
     memory = device.memory()
     taken = {part.name: 0 if part.mapped else part.bytes for part in components}
     total = sum(taken.values())
+    stages = {stage: sum(taken[name] for name in names) for stage, names in model.stages.items()}
+    largest = max(stages, key=lambda stage: stages[stage])
+    in_stages = f"the largest stage, {largest}, takes {size(stages[largest])}"
     if memory is None:
-        return "resident", f"{size(total)} of weights; the device does not say what is free"
+        where: Placement = "staged" if asked == "staged" else "resident"
+        taken_then = in_stages if asked == "staged" else f"{size(total)} of weights"
+        return where, f"{taken_then}; the device does not say what is free"
     usable = int(memory.free_bytes * (1 - RESERVE))
     free = f"{size(memory.free_bytes)} free, a tenth of it kept for activations"
     mapped = sum(part.bytes for part in components if part.mapped)
-    if total <= usable:
+    if total <= usable and asked != "staged":
         return "resident", _in_words(total, mapped, memory, free)
-    stages = {stage: sum(taken[name] for name in names) for stage, names in model.stages.items()}
-    largest = max(stages, key=lambda stage: stages[stage])
-    if stages[largest] <= usable:
-        return "staged", (
-            f"{size(total)} of weights do not fit ({free}); "
-            f"the largest stage, {largest}, takes {size(stages[largest])}"
-        )
+    if stages[largest] <= usable and asked != "resident":
+        if asked == "staged":
+            return "staged", f"asked for; {in_stages} ({free})"
+        return "staged", f"{size(total)} of weights do not fit ({free}); {in_stages}"
+    needed = total if asked == "resident" else stages[largest]
     raise DoesNotFitError(
         f"the weights do not fit on {device.name}",
-        seen=f"{size(stages[largest])} for the stage {largest}",
+        seen=f"{size(needed)} for " + ("all" if asked == "resident" else f"the stage {largest}"),
         allowed=f"{size(usable)} ({free})",
-        hint="a smaller dtype, or a device with more memory",
+        hint="a smaller dtype, "
+        + ("--placement staged, " if asked == "resident" else "")
+        + "or a device with more memory",
     )
 
 

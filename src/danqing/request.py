@@ -13,9 +13,20 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from danqing.errors import RequestError
+from danqing.references import Reference, read_references
 from danqing.version import __version__
 
 if TYPE_CHECKING:
@@ -33,7 +44,24 @@ MAX_SIDE = 16384
 """Pixels; beyond it the noise alone is larger than a GiB."""
 RECORD_SCHEMA = 1
 
+MAX_IMAGES = 8
+
 StageName = Literal["load", "encode", "denoise", "decode"]
+Resize = Literal["keep", "stretch"]
+ReferenceLatent = Literal["sample", "mode"]
+
+
+def _read_images(given: Any) -> tuple[Reference, ...] | None:
+    return None if given is None or given in ((), []) else read_references(given)
+
+
+References = Annotated[
+    tuple[InstanceOf[Reference], ...] | None,
+    BeforeValidator(_read_images),
+    PlainSerializer(lambda found: found and [one.record() for one in found]),
+    WithJsonSchema({"type": "array", "items": {"type": "string"}}),
+]
+"""Reference images: given as file names, PIL images or records, kept as `Reference`."""
 
 
 class Request(BaseModel):
@@ -50,6 +78,21 @@ class Request(BaseModel):
     prompt: str = Field(description="What the picture shows.")
     negative_prompt: str | None = Field(
         default=None, description="What to keep out, in models with classifier-free guidance."
+    )
+    image: References = Field(
+        default=None,
+        description="Picture to edit, in models that edit; several are all shown to the model.",
+        json_schema_extra={"flags": ["--input-image"]},
+    )
+    resize: Resize | None = Field(
+        default=None,
+        description="How a picture to edit is fitted: `keep` its aspect ratio, or `stretch` it to "
+        "the width and height asked for, as benchmarks do.",
+    )
+    reference_latent: ReferenceLatent | None = Field(
+        default=None,
+        description="What is taken of a picture's encoding: a `sample`, drawn from the seed, or "
+        "the `mode`.",
     )
     height: Annotated[int, Field(ge=8, le=MAX_SIDE)] | None = Field(
         default=None, description="Height in pixels."
@@ -70,7 +113,7 @@ class Request(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
         default=None,
         description="Seed of the first picture's noise; picture k has seed + k. "
-        "Left out: a random one, which is printed and recorded.",
+        "Left out: the model's own, or a random one, which is printed and recorded.",
     )
     num_images_per_prompt: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=1,
@@ -93,6 +136,12 @@ class Request(BaseModel):
         _check_text("prompt", self.prompt)
         if self.negative_prompt is not None:
             _check_text("negative_prompt", self.negative_prompt, empty_is_fine=True)
+        if self.image is not None and len(self.image) > MAX_IMAGES:
+            raise RequestError(
+                "there are too many images",
+                seen=len(self.image),
+                allowed=f"at most {MAX_IMAGES}",
+            )
         if self.seed is not None and self.seed + self.num_images_per_prompt - 1 > MAX_SEED:
             raise RequestError(
                 "the last picture's seed (seed + number of pictures - 1) is too large",
@@ -103,7 +152,8 @@ class Request(BaseModel):
 
     def replace(self, **changes: Any) -> Request:
         """Return a copy with some settings changed, validated again."""
-        return Request(**{**self.model_dump(), **changes})
+        now = {name: getattr(self, name) for name in Request.model_fields}
+        return Request(**{**now, **changes})
 
     def single(self, index: int) -> Request:
         """Return the request for picture `index` alone; its seed must be known."""
@@ -136,7 +186,7 @@ def _check_text(name: str, text: str, *, empty_is_fine: bool = False) -> None:
             )
 
 
-_OUT_OF_RANGE = ("greater_than_equal", "less_than_equal")
+_OUT_OF_RANGE = ("greater_than_equal", "less_than_equal", "literal_error")
 
 
 def _explain(faults: Sequence[ErrorDetails]) -> RequestError:
@@ -152,16 +202,19 @@ def _explain(faults: Sequence[ErrorDetails]) -> RequestError:
     if kind == "missing":
         return RequestError(f"{name} is missing", allowed="every request has a prompt")
     if kind in _OUT_OF_RANGE:
+        what = "is none of the words" if kind == "literal_error" else "is out of range"
         return RequestError(
-            f"{name} is out of range", seen=seen, allowed=allowed_range(name) or fault["msg"]
+            f"{name} {what}", seen=seen, allowed=allowed_range(name) or fault["msg"]
         )
     return RequestError(f"{name} cannot be used", seen=seen, allowed=fault["msg"])
 
 
 def allowed_range(name: str) -> str | None:
-    """Return the range of a numeric setting in words, or None if it has none."""
+    """Return what a setting's value may be, in words; None where anything may."""
     schema = Request.model_json_schema()["properties"].get(name, {})
     for option in [schema, *schema.get("anyOf", [])]:
+        if "enum" in option:
+            return ", ".join(option["enum"])
         if "minimum" in option and "maximum" in option:
             kind = "whole numbers from " if option["type"] == "integer" else ""
             return f"{kind}{option['minimum']} to {option['maximum']}"
@@ -179,6 +232,8 @@ class StageCost:
             the process's peak resident set; None where it cannot be known.
         pictures: how many pictures share this cost.
         steps: denoising steps inside, 0 in the other stages.
+        component: which was read, in the stage `load`.
+        reused: the stage was not run: its result for the same prompt was still there.
     """
 
     name: StageName
@@ -186,6 +241,8 @@ class StageCost:
     peak_bytes: int | None
     pictures: int = 1
     steps: int = 0
+    component: str = ""
+    reused: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,8 +417,8 @@ class Runner(Protocol):
         ...
 
 
-def request_from_record(record: Mapping[str, Any]) -> Request:
-    """Return the resolved request kept in a picture's record.
+def request_from_record(record: Mapping[str, Any], changes: Mapping[str, Any] = {}) -> Request:
+    """Return the resolved request kept in a picture's record, with some settings changed.
 
     Raises:
         RequestError: the record is of another schema, or is not a record.
@@ -373,4 +430,4 @@ def request_from_record(record: Mapping[str, Any]) -> Request:
             allowed=f"schema {RECORD_SCHEMA}",
             hint="it was written by another version of danqing",
         )
-    return Request(**record["request"])
+    return Request(**{**record["request"], **changes})

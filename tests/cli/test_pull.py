@@ -100,6 +100,21 @@ def test_one_layout_and_only_once(
     assert hub.sent == sent
 
 
+def test_components_that_the_index_does_not_name(deepgen: Path, tmp_path: Path) -> None:
+    """DeepGen's language model and connector are in no index; its program is left where it is."""
+    repository = tmp_path / "repository"
+    shutil.copytree(deepgen, repository)
+    (repository / "prompt_template.json").write_text("{}")
+    (repository / "deepgen_pipeline.py").write_text("raise SystemExit")
+    files = [
+        RemoteFile(path=str(path.relative_to(repository)), size=1, sha256=None)
+        for path in repository.rglob("*")
+        if path.is_file()
+    ]
+    chosen = {file.path for file in choose(files, name="x", layout="auto", include=())}
+    assert chosen == {file.path for file in files} - {"deepgen_pipeline.py"}
+
+
 def test_the_clients_own_cache_finds_it(environment: dict[str, str], repository: Path) -> None:
     pull(environment)
     code = (

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import danqing
+from danqing.models import flow
 from danqing.models.flux import sampling
 from tests.toys import open_with_diffusers
 
@@ -26,12 +27,12 @@ def stages(
     with danqing.open(folder, device="cpu", dtype=dtype) as engine, torch.inference_mode():
         request, _ = engine.resolve(danqing.Request(prompt=PROMPT, **settings))
         model: Any = engine._model
-        load = {stage: engine._load_stage(stage, [], None) for stage in model.stages}
+        load = {stage: engine._load(names, [], None) for stage, names in model.stages.items()}
         conditioning, _ = model.encode(load["encode"], request)
         steps: list[torch.Tensor] = []
-        noise = [model.noise(request, request.seed)]
+        drawn = [model.draw(request, request.seed)]
         latents = model.denoise(
-            load["denoise"], conditioning, noise, request, lambda _, now: steps.append(now.clone())
+            load["denoise"], conditioning, drawn, request, lambda _, now: steps.append(now.clone())
         )
         return conditioning, steps, model.decode(load["decode"], latents, request)
 
@@ -106,7 +107,7 @@ def test_bfloat16_is_diffusers_within_one_level(
     """
     folder = request.getfixturevalue(kind)
     _, ours, pixels = stages(folder, "bfloat16", seed=3, **settings)
-    noise = sampling.draw_noise(3, 16, settings["height"] // 8, settings["width"] // 8)
+    noise = flow.draw(3, [(1, 16, settings["height"] // 8, settings["width"] // 8)])[0]
     theirs, picture = reference(
         open_with_diffusers(folder, torch.bfloat16),
         {"seed": 3, **settings},
@@ -146,7 +147,7 @@ def test_where_a_tensor_lies_in_its_file_does_not_matter(schnell: Path, tmp_path
 
 def test_noise_is_that_of_a_cpu_generator() -> None:
     """First values of seed 42 as PyTorch draws them, from facts known outside this project."""
-    noise = sampling.draw_noise(42, 16, 4, 4).flatten()
+    noise = flow.draw(42, [(1, 16, 4, 4)])[0].flatten()
     expected = [1.92692, 1.48728, 0.90072, -2.10552, 0.67842, -1.23454]
     assert noise[:6].tolist() == pytest.approx(expected, abs=1e-5)
 
@@ -177,7 +178,7 @@ def test_schnell_schedule_is_not_shifted(engine: danqing.Engine, steps: int) -> 
 def test_dev_schedule_is_shifted_by_resolution(
     dev_engine: danqing.Engine, tokens: int, mu: float
 ) -> None:
-    assert sampling.resolution_shift(tokens) == pytest.approx(mu, abs=1e-6)
+    assert flow.resolution_shift(tokens) == pytest.approx(mu, abs=1e-6)
     request, _ = dev_engine.resolve(danqing.Request(prompt="x", num_inference_steps=20))
     model: Any = dev_engine._model
     scheduler = model._schedule(request, tokens=tokens, device=torch.device("cpu"))

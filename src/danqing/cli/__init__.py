@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from danqing.cli.options import request_options
+from danqing.cli.painting import AllowPtFlag, ComponentFlag, painting_options, run_painting
 from danqing.version import __version__
 
 if TYPE_CHECKING:
@@ -92,127 +93,122 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-ComponentFlag = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=PLACE",
-        help="Take one component (t5, clip, vae, transformer, ...) from elsewhere; may be "
-        "repeated.",
-    ),
-]
 
 
 @app.command()
-@request_options
+@painting_options
 @_guarded
 def generate(
     prompts: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="What the pictures show.")
     ] = None,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", "-p", metavar="TEXT", help="The same; may be repeated."),
+    **given: Any,
+) -> None:
+    """Paint pictures from prompts, from weights on this disk."""
+    run_painting(prompts, [], given=given)
+
+
+@app.command()
+@painting_options
+@_guarded
+def edit(
+    picture: Annotated[
+        str, typer.Argument(metavar="PICTURE", help="What to edit; --image names further ones.")
+    ],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to do with it.")
     ] = None,
-    prompts_file: Annotated[
+    **given: Any,
+) -> None:
+    """Edit a picture with a model that can; the same as generate with --image."""
+    run_painting(prompts, [picture], given=given)
+
+
+@app.command()
+@request_options
+@_guarded
+def eval_set(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="The benchmark; see --list.")
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Your copy of its prompts: a file, or a folder of such."),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Where its scorer finds the pictures; gone on with."),
+    ] = None,
+    pictures: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE",
-            help="A prompt on each line, or a JSON object with a prompt and its own settings; "
-            "- reads standard input.",
+            metavar="FOLDER",
+            help="Where the pictures to edit lie.  [default: beside the prompts]",
         ),
     ] = None,
-    model_path: Annotated[
+    file_name: Annotated[
         str | None,
         typer.Option(
-            "--model-path",
-            "-m",
-            metavar="PLACE",
-            help="Folder or file of the weights, or a model's id on a hub, looked up on this "
-            "disk.  [default: pocket, which comes with danqing]",
+            "--name",
+            metavar="TEMPLATE",
+            help="Name of each file, if the benchmark's has changed: {key}, {number}, {index}, "
+            "and any field of a row.",
         ),
     ] = None,
-    component: ComponentFlag = None,
-    from_picture: Annotated[
+    rules: Annotated[
         str | None,
-        typer.Option(
-            "--from",
-            metavar="PICTURE",
-            help="Make a picture again from the record it carries; other settings change it.",
-        ),
+        typer.Option(metavar="TEXT", help="Put before prompts whose row has no rules of its own."),
     ] = None,
-    output_image: Annotated[
-        str | None,
-        typer.Option(
-            "--output-image",
-            "--output",
-            "-o",
-            metavar="NAME",
-            help="Where the picture goes: .png, .jpg or .webp; {seed}, {index} and {model} are "
-            "filled in.  [default: {model}-{seed}.png]",
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing files; else the next free name.")
-    ] = False,
-    size: Annotated[
-        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Both at once: 768x512.")
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="auto, cpu, cuda[:i], npu[:i], xpu[:i] or mps.  [default: auto]"
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="auto, bfloat16, float16 or float32.  [default: auto]"),
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Only the first N prompts.")
     ] = None,
     batch: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Pictures of a prompt computed together; it is measured and said whether they "
-            "keep the bits they have alone.",
-        ),
+        int, typer.Option(metavar="N", help="Pictures of a prompt computed together.")
     ] = 1,
-    loop: Annotated[
-        bool, typer.Option("--loop", help="Read prompts from the terminal; the model stays loaded.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would happen; read no weights.")
-    ] = False,
-    proof: Annotated[
-        bool,
-        typer.Option("--offline-proof", help="Fail if anything here opens a network connection."),
-    ] = False,
-    json_lines: Annotated[
-        bool, typer.Option("--json", help="One JSON record for each picture on standard output.")
-    ] = False,
+    model_path: Annotated[
+        str,
+        typer.Option("--model-path", "-m", metavar="PLACE", help="The weights."),
+    ] = "pocket",
+    component: ComponentFlag = None,
+    allow_pt: AllowPtFlag = False,
+    device: Annotated[str, typer.Option(metavar="NAME", help="As in generate.")] = "auto",
+    dtype: Annotated[str, typer.Option(metavar="NAME", help="As in generate.")] = "auto",
+    placement: Annotated[str, typer.Option(metavar="NAME", help="As in generate.")] = "auto",
+    known: Annotated[bool, typer.Option("--list", help="List the benchmarks.")] = False,
+    json_report: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress.")] = False,
     **settings: Any,
 ) -> None:
-    """Paint pictures from prompts, from weights on this disk."""
-    from danqing.cli.generate import Job, run
+    """Paint a benchmark's pictures into the folders its own scorer reads."""
+    from danqing.cli.evalset import EvalJob, list_protocols, run
+    from danqing.errors import RequestError
 
+    if known:
+        list_protocols(as_json=json_report)
+        return
+    if name is None or prompts is None or out is None:
+        raise RequestError(
+            "an eval set needs a name, prompts and a folder",
+            allowed="danqing eval-set NAME --prompts FILE --out FOLDER, or --list",
+        )
     run(
-        Job(
-            prompts=[*(prompts or []), *(prompt or [])],
-            prompts_file=prompts_file,
+        EvalJob(
+            name=name,
+            prompts=prompts,
+            out=out,
+            pictures=pictures,
+            file_name=file_name,
+            rules=rules,
+            limit=limit,
+            batch=batch,
             model_path=model_path,
             components=component or [],
-            from_picture=from_picture,
-            output=output_image,
-            overwrite=overwrite,
-            size=size,
+            allow_pt=allow_pt,
             device=device,
             dtype=dtype,
-            batch=batch,
-            loop=loop,
-            dry_run=dry_run,
-            json_lines=json_lines,
+            placement=placement,
             quiet=quiet,
-            offline_proof=proof,
-            settings={name: value for name, value in settings.items() if value is not None},
+            settings={key: value for key, value in settings.items() if value is not None},
         )
     )
 
@@ -253,6 +249,7 @@ def check(
         str, typer.Argument(metavar="PLACE", help="A folder, a file, or a model's id on a hub.")
     ],
     component: ComponentFlag = None,
+    allow_pt: AllowPtFlag = False,
     check_values: Annotated[
         bool,
         typer.Option("--check-values", help="Read every tensor and look for NaN and infinity."),
@@ -271,6 +268,7 @@ def check(
         read_components(component or []),
         values=check_values,
         digest=digest,
+        allow_pt=allow_pt,
         as_json=json_report,
     )
 
@@ -328,13 +326,14 @@ def convert(
         str, typer.Argument(metavar="TARGET", help="A folder that does not exist yet.")
     ],
     layout: Annotated[
-        str, typer.Option(metavar="NAME", help="diffusers, bfl or comfy.")
+        str, typer.Option(metavar="NAME", help="diffusers; of FLUX.1 also bfl or comfy.")
     ] = "diffusers",
     dtype: Annotated[
         str,
         typer.Option(metavar="NAME", help="keep, bfloat16, float16 or float32."),
     ] = "keep",
     component: ComponentFlag = None,
+    allow_pt: AllowPtFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Write weights in another layout or dtype, one tensor at a time."""
@@ -347,6 +346,7 @@ def convert(
         read_components(component or []),
         layout=layout,
         dtype=dtype,
+        allow_pt=allow_pt,
         quiet=quiet,
     )
 

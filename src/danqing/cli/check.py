@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from danqing import models, weights
+from danqing.cli.generate import open_weights
 from danqing.errors import CheckpointError, CheckpointIncompleteError, DanqingError
 from danqing.plan import size
 from danqing.weights import digests, places
@@ -25,6 +26,7 @@ def run(
     *,
     values: bool,
     digest: bool,
+    allow_pt: bool,
     as_json: bool,
 ) -> None:
     """Check a checkpoint and print what was found of each component.
@@ -35,7 +37,7 @@ def run(
     from danqing.models.preflight import preflight
 
     try:
-        checkpoint = weights.open_checkpoint(path, components)
+        checkpoint = open_weights(path, components, allow_pt=allow_pt)
     except CheckpointIncompleteError:
         if components:
             raise

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from danqing import weights
+from danqing.cli.generate import open_weights
 from danqing.plan import size
 
 if TYPE_CHECKING:
@@ -20,10 +20,11 @@ def run(
     *,
     layout: str,
     dtype: str,
+    allow_pt: bool,
     quiet: bool,
 ) -> None:
     """Write the weights and say where they are."""
-    checkpoint = weights.open_checkpoint(source, components)
+    checkpoint = open_weights(source, components, allow_pt=allow_pt)
     from danqing.models.convert import convert
 
     shown = -1

@@ -23,11 +23,11 @@ from danqing.devices.cpu import cpu_model, host_memory, shown_flags
 from danqing.version import __version__
 
 LIBRARIES = (
-    "torch", *BACKENDS, "diffusers", "transformers", "tokenizers", "safetensors",
+    "torch", *BACKENDS.values(), "diffusers", "transformers", "tokenizers", "safetensors",
     "sentencepiece", "numpy", "pillow", "pydantic", "typer", "rich", "gguf", "huggingface_hub",
     "accelerate", "modelscope",
 )  # fmt: skip
-_OPTIONAL = {*BACKENDS, "accelerate", "modelscope"}
+_OPTIONAL = {*BACKENDS.values(), "accelerate", "modelscope"}
 _CPU = "import danqing.devices as d; d.select('cpu'); "
 _CHECKS = {
     "networks": _CPU + "from diffusers import FluxTransformer2DModel, AutoencoderKL",

@@ -44,18 +44,21 @@ class Job:
     prompts_file: str | None
     model_path: str | None
     components: list[str]
+    allow_pt: bool
     from_picture: str | None
-    output: str | None
+    output_image: str | None
     overwrite: bool
+    rules: str | None
     size: str | None
     device: str | None
     dtype: str | None
+    placement: str | None
     batch: int
     loop: bool
     dry_run: bool
     json_lines: bool
     quiet: bool
-    offline_proof: bool
+    proof: bool
     settings: Mapping[str, Any]
 
 
@@ -86,13 +89,14 @@ class Opening:
     device: str
     dtype: str
     components: Mapping[str, str]
+    placement: str = "auto"
     fingerprint: str | None = None
     notes: tuple[str, ...] = ()
 
 
 def run(job: Job) -> None:
     """Do the job; errors are raised, pictures finished before stay."""
-    with offline_proof() if job.offline_proof else contextlib.nullcontext():
+    with offline_proof() if job.proof else contextlib.nullcontext():
         _run(job)
 
 
@@ -100,7 +104,7 @@ def _run(job: Job) -> None:
     settings = {**job.settings, **_read_size(job)}
     opening, targets = _from_picture(job, settings) if job.from_picture else _plain(job, settings)
     # what can be wrong without torch is found before it is imported
-    checkpoint = open_checkpoint(opening.model_path, opening.components)
+    checkpoint = open_weights(opening.model_path, opening.components, allow_pt=job.allow_pt)
     spec = identify(checkpoint)
     for target in targets:
         check_target_of(spec, target)
@@ -130,6 +134,15 @@ def _run(job: Job) -> None:
                 converse(painter, settings)
 
 
+def open_weights(place: str, components: Mapping[str, str], *, allow_pt: bool) -> Checkpoint:
+    """Open a checkpoint; a `.pt` is read with torch, which danqing imports in its own way."""
+    if allow_pt:
+        from danqing import devices
+
+        devices.import_torch()
+    return open_checkpoint(place, components, allow_pt=allow_pt)
+
+
 def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
     """Open the engine; imports torch, transformers and diffusers.
 
@@ -141,7 +154,12 @@ def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
     try:
         from danqing.engine import Engine
 
-        return Engine.open(checkpoint, device=opening.device, dtype=opening.dtype)
+        return Engine.open(
+            checkpoint,
+            device=opening.device,
+            dtype=opening.dtype,
+            placement=opening.placement,
+        )
     finally:
         gc.freeze()
         gc.enable()
@@ -164,24 +182,33 @@ def _plain(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]
             device=job.device or "auto",
             dtype=job.dtype or "auto",
             components=read_components(job.components),
+            placement=job.placement or "auto",
         ),
         targets,
     )
 
 
 def _targets(job: Job, settings: Mapping[str, Any]) -> Iterator[Target]:
-    output = job.output or DEFAULT_OUTPUT
+    output = job.output_image or DEFAULT_OUTPUT
     for prompt in job.prompts:
-        yield Target(request=Request(prompt=prompt, **settings), output=output, batch=job.batch)
+        request = Request(prompt=_with_rules(prompt, job.rules), **settings)
+        yield Target(request=request, output=output, batch=job.batch)
     if job.prompts_file is not None:
         for number, line in read_prompts(job.prompts_file):
             row = {**settings, **line}
             place = row.pop("output_image", output)
+            rules = row.pop("rules", job.rules)
+            if isinstance(row.get("prompt"), str):
+                row["prompt"] = _with_rules(row["prompt"], rules)
             try:
                 yield Target(request=Request(**row), output=str(place), batch=job.batch)
             except RequestError as error:
                 error.what = f"{job.prompts_file}, line {number}: {error.what}"
                 raise
+
+
+def _with_rules(prompt: str, rules: str | None) -> str:
+    return f"{rules} {prompt}" if rules else prompt
 
 
 def read_prompts(place: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -239,10 +266,12 @@ def read_components(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]]:
-    if job.prompts or job.prompts_file or job.loop:
+    if job.prompts or job.prompts_file or job.loop or job.rules:
         raise RequestError("--from takes its prompt from the picture", hint="leave out the others")
     record = read_record(job.from_picture or "")
-    request = request_from_record(record)
+    # a picture to edit is read only if it is not replaced
+    image = {"image": settings["image"]} if "image" in settings else {}
+    request = request_from_record(record, image)
     try:
         origin = record["provenance"]
         model, device, dtype = origin["model"], str(origin["device"]["name"]), str(origin["dtype"])
@@ -256,7 +285,9 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
             "the picture's record is damaged",
             seen=f"{job.from_picture}: {type(error).__name__}: {error}",
         ) from error
-    changed = any(getattr(request, name) != value for name, value in settings.items())
+    others = {name: value for name, value in settings.items() if name != "image"}
+    changed = any(getattr(request, name) != value for name, value in others.items())
+    changed = changed or bool(image and _images_of(request) != _recorded_images(record))
     notes: list[str] = []
     if not changed:
         _note_threads(threads, notes)
@@ -265,18 +296,27 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         device=job.device or _device_or_auto(device, notes),
         dtype=job.dtype or dtype,
         components={**components, **read_components(job.components)},
+        placement=job.placement or "auto",
         fingerprint=fingerprint,
         notes=tuple(notes),
     )
-    output = job.output or DEFAULT_OUTPUT
+    output = job.output_image or DEFAULT_OUTPUT
     if changed:
-        changed_request = request.replace(**settings)
+        changed_request = request.replace(**others)
         return opening, [Target(request=changed_request, output=output, batch=job.batch)]
     # the last bits may depend on the batch, so it is made as it was
     batch = request.replace(seed=(request.seed or 0) - position, num_images_per_prompt=size)
     return opening, [
         Target(request=batch, output=output, batch=size, only=position, expected_sha256=sha256)
     ]
+
+
+def _images_of(request: Request) -> list[str]:
+    return [image.pixels_sha256 for image in request.image or ()]
+
+
+def _recorded_images(record: Mapping[str, Any]) -> list[str]:
+    return [image["pixels_sha256"] for image in record["request"].get("image") or ()]
 
 
 def _note_threads(made_with: int | None, notes: list[str]) -> None:
@@ -401,6 +441,8 @@ def describe(request: Request) -> str:
     ]
     if request.guidance_scale is not None:
         parts.append(f"guidance {request.guidance_scale:g}")
+    if request.image is not None:
+        parts.append("from " + " and ".join(image.name for image in request.image))
     if request.num_images_per_prompt > 1:
         parts.append(f"{request.num_images_per_prompt} pictures")
     return ", ".join(parts)

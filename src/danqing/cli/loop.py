@@ -46,7 +46,7 @@ class _Talk:
         self._painter = painter
         self._engine = painter.engine
         self._settings = settings
-        self._output = painter.job.output or DEFAULT_OUTPUT
+        self._output = painter.job.output_image or DEFAULT_OUTPUT
         self._prompt = painter.job.prompts[-1] if painter.job.prompts else ""
         self._names = {
             flag.removeprefix("--"): name for name in setting_names() for flag in flags(name)

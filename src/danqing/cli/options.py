@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from danqing.request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
+REPEATED = frozenset({"image"})
+"""Settings whose flags may be given several times."""
 
 
 def flags(name: str) -> list[str]:
@@ -29,9 +31,13 @@ def setting_names() -> list[str]:
 
 def setting_type(name: str) -> type[int | float | str]:
     """Return what the text of a setting is read as: its field's type, bounds and None aside."""
+    if name in REPEATED:
+        return str
     annotation: Any = Request.model_fields[name].annotation
     for option in get_args(annotation) or (annotation,):
         plain = get_args(option)[0] if get_origin(option) is Annotated else option
+        if get_origin(option) is Literal:
+            return str
         if plain in _METAVARS:
             return plain  # type: ignore[no-any-return]
     msg = f"no flag can be made of {name}: {annotation}"
@@ -40,6 +46,18 @@ def setting_type(name: str) -> type[int | float | str]:
 
 def request_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command `--debug` and, for `**settings`, a flag for each field of `Request`."""
+    return extended(command, setting_parameters())
+
+
+def setting_parameters() -> list[inspect.Parameter]:
+    """Return a flag for each field of `Request` but the prompt."""
+    return [_parameter(name) for name in setting_names()]
+
+
+def extended(
+    command: Callable[..., None], more: Sequence[inspect.Parameter]
+) -> Callable[..., None]:
+    """Give a command `--debug` and, where it takes any keywords, more flags."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -54,7 +72,7 @@ def request_options(command: Callable[..., None]) -> Callable[..., None]:
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own):
-        parameters += [_parameter(name) for name in setting_names()]
+        parameters += more
     debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
     parameters.append(_keyword("debug", debug, default=False))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -65,8 +83,14 @@ def request_options(command: Callable[..., None]) -> Callable[..., None]:
 def _parameter(name: str) -> inspect.Parameter:
     field = Request.model_fields[name]
     kind = setting_type(name)
-    option = typer.Option(*flags(name), metavar=_METAVARS[kind], help=field.description)
-    return _keyword(name, Annotated[kind | None, option], default=None)
+    repeated = name in REPEATED
+    option = typer.Option(
+        *flags(name),
+        metavar="FILE" if repeated else _METAVARS[kind],
+        help=f"{field.description}{' May be repeated.' * repeated}",
+    )
+    annotation: Any = list[str] if repeated else kind
+    return _keyword(name, Annotated[annotation | None, option], default=None)
 
 
 def _keyword(name: str, annotation: Any, *, default: Any) -> inspect.Parameter:

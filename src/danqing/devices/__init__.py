@@ -41,8 +41,8 @@ FAMILIES = {
 }
 """Where each family lives, in the order in which `auto` prefers them."""
 
-BACKENDS = ("torch_npu",)
-"""Libraries that bring a family torch itself does not have; none is needed."""
+BACKENDS = {"npu": "torch_npu"}
+"""Families that torch itself does not have, and the library that brings each; none is needed."""
 
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 _NAME = re.compile(r"(?P<family>[a-z]+)(:(?P<index>\d{1,4}))?")

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILIES", "identify", "make_model", "make_model_around", "open_model", "parts_of"]
 
-FAMILIES = {"flux1": "danqing.models.flux"}
+FAMILIES = {"flux1": "danqing.models.flux", "deepgen": "danqing.models.deepgen"}
 """Package of each family; it has `identify(checkpoint) -> ModelSpec | None`, which needs no torch,
-and `open_model(checkpoint, spec) -> Model`."""
+`open_model(checkpoint, spec) -> Model`, `PARTS`, `spec()` of its plainest kind, and
+`is_transformer(component)`."""
 
 
 def identify(checkpoint: Checkpoint) -> ModelSpec:
@@ -67,8 +68,11 @@ def make_model_around(checkpoint: Checkpoint) -> Model:
     """
     for package in FAMILIES.values():
         family = importlib.import_module(package)
+        transformer = checkpoint.components.get("transformer")
+        if transformer is not None and not family.is_transformer(transformer):
+            continue
         if checkpoint.components.keys() <= {*family.PARTS, "scheduler"}:
-            model: Model = family.open_model(checkpoint, family.spec(guided=False))
+            model: Model = family.open_model(checkpoint, family.spec())
             return model
     raise UnknownModelError(
         "no model danqing knows has such components",

@@ -66,7 +66,7 @@ class ModelSpec:
             if (value := getattr(request, name)) is not None:
                 raise NoEffectError(
                     f"{name} has no effect in {self.title}: {reason}",
-                    seen=value,
+                    seen=_shown(value),
                     hint=f"leave out --{name.replace('_', '-')}",
                 )
         for name, limit in self.limits.items():
@@ -94,21 +94,31 @@ class ModelSpec:
         return request.replace(**changes), tuple(notes)
 
 
+def _shown(value: Any) -> Any:
+    return ", ".join(one.name for one in value) if isinstance(value, tuple) else value
+
+
 class Model(ABC):
     """One opened model; its weights are read by `build`, component by component.
 
     Attributes:
-        stages: components that each stage needs, in the order of the work.
+        stages: components that each stage may need, in the order of the work.
+        encode_reads: settings of a request that its conditioning depends on.
         spec: what it is.
         checkpoint: where its weights are.
     """
 
     stages: ClassVar[Mapping[str, tuple[str, ...]]]
+    encode_reads: ClassVar[tuple[str, ...]]
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         """Keep what `build` needs; nothing is read."""
         self.checkpoint = checkpoint
         self.spec = spec
+
+    def needs(self, stage: str, request: Request) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the components that a stage needs for this request."""
+        return self.stages[stage]
 
     @property
     @abstractmethod
@@ -169,24 +179,28 @@ class Model(ABC):
         """Turn the prompt into conditioning; return it with notes for the user."""
 
     @abstractmethod
-    def noise(self, request: Request, seed: int) -> torch.Tensor:
-        """Draw the initial latents of one picture: on the CPU, float32, from this seed alone."""
+    def draw(self, request: Request, seed: int) -> list[torch.Tensor]:
+        """Draw everything random of one picture: on the CPU, float32, from this seed alone.
+
+        Returns:
+            The initial latents first, then whatever else the model samples.
+        """
 
     @abstractmethod
     def denoise(
         self,
         modules: Modules,
         conditioning: Any,
-        noise: Sequence[torch.Tensor],
+        drawn: Sequence[Sequence[torch.Tensor]],
         request: Request,
         on_step: OnStep,
     ) -> torch.Tensor:
-        """Run all steps for a batch of noises; return latents, one row a picture.
+        """Run all steps for a batch of pictures; return latents, one row a picture.
 
         Args:
             modules: the stage's components, all on one device.
             conditioning: from `encode`.
-            noise: from `noise`, one entry a picture; moved and cast here.
+            drawn: from `draw`, one entry a picture; moved and cast here.
             request: resolved.
             on_step: called with the number of steps done and the latents after each.
         """

@@ -185,11 +185,12 @@ def _place(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> to
 
 
 def _compute_buffers(module: torch.nn.Module, device: torch.device) -> None:
-    """Make the buffers that no file keeps, which the meta device left empty."""
+    """Make the buffers that no file keeps, which the meta device left empty; move the others."""
     for name, buffer in list(module.named_buffers()):
-        if not buffer.is_meta:
-            continue
         owner, _, leaf = name.rpartition(".")
+        if not buffer.is_meta:
+            setattr(module.get_submodule(owner), leaf, buffer.to(device))
+            continue
         if leaf != "position_ids":
             msg = f"no rule for the buffer {name}"
             raise RuntimeError(msg)

@@ -27,8 +27,42 @@ if TYPE_CHECKING:
 
 _FINGERPRINT_BLOCKS = 16
 _FINGERPRINT_BLOCK_BYTES = 4096
-_GGUF_START = 2**20
+_START = 2**20
+_WITHOUT_LENGTH = (MAGIC, b"PK", b"\x80")
+"""What GGUF files and pickles begin with."""
 MAX_CONFIG_BYTES = 16_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A low-rank change of one weight: `scale * high @ low` is added to it.
+
+    Attributes:
+        file: where both are.
+        low: (rank, columns), or that turned on its side.
+        high: (rows, rank), or that turned on its side.
+        turned: whether both are stored on their side, as an embedding's are.
+        scale: of the product.
+    """
+
+    file: TensorFile
+    low: TensorEntry
+    high: TensorEntry
+    turned: bool
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight it changes."""
+        axis = 1 if self.turned else 0
+        return self.high.shape[axis], self.low.shape[1 - axis]
+
+    def added_to(self, rows: torch.Tensor, start: int, stop: int | None) -> torch.Tensor:
+        """Return rows of the weight, changed in float32 and rounded once."""
+        low, high = (self.file.read(entry).float() for entry in (self.low, self.high))
+        if self.turned:
+            low, high = low.T, high.T
+        return (rows.float() + self.scale * (high[start:stop] @ low)).to(rows.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +77,8 @@ class Component:
         files: its files of tensors, in order.
         config: its config file; None where the layout has none.
         prefix: what its tensors' names begin with in the files, where others lie beside them.
+        adapters: changes of single weights, by the tensor's name; made when it is read.
+        given: an opened file with the component's tensors in it, where their names there differ.
     """
 
     name: str
@@ -51,14 +87,20 @@ class Component:
     files: tuple[Path, ...] = ()
     config: Mapping[str, Any] | None = None
     prefix: str = ""
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    given: tuple[TensorFile, Mapping[str, TensorEntry]] | None = None
 
     @cached_property
     def _opened(self) -> dict[Path, TensorFile]:
+        if self.given is not None:
+            return {self.given[0].path: self.given[0]}
         return {path: open_tensors(path) for path in self.files}
 
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:
         """All tensors by name, without the prefix, from the headers alone."""
+        if self.given is not None:
+            return dict(self.given[1])
         entries: dict[str, TensorEntry] = {}
         for path, file in self._opened.items():
             found = under(self.prefix, file.entries)
@@ -94,7 +136,8 @@ class Component:
         entry = self.entries[name]
         tensor = self._opened[entry.file].read(entry, start, stop)
         if entry.scale is None:
-            return tensor
+            adapter = self.adapters.get(name)
+            return tensor if adapter is None else adapter.added_to(tensor, start, stop)
         scale = self._opened[entry.scale.file].read(entry.scale).float()
         if scale.numel() > 1:
             scale = scale.reshape(-1, *(1,) * (tensor.ndim - 1))[start:stop]
@@ -196,8 +239,10 @@ def _add_fingerprint(digest: hashlib._Hash, path: Path) -> None:
     digest.update(size.to_bytes(8, "little"))
     with path.open("rb") as file:
         start = file.read(8)
-        # of a GGUF file, which does not say how long its header is, so much is taken as such
-        length = _GGUF_START if start.startswith(MAGIC) else int.from_bytes(start, "little")
+        # of a file that does not say how long its header is, so much is taken as such
+        length = int.from_bytes(start, "little")
+        if start.startswith(_WITHOUT_LENGTH):
+            length = _START
         digest.update(file.read(length))
         step = max(1, (size - 8 - length) // _FINGERPRINT_BLOCKS)
         for block in range(_FINGERPRINT_BLOCKS):

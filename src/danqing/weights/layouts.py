@@ -23,6 +23,8 @@ from danqing.errors import (
     UnsafeFileError,
 )
 from danqing.weights.checkpoint import Checkpoint, Component, read_json, under
+from danqing.weights.deepgen_pt import LAYOUT as DEEPGEN_PT
+from danqing.weights.deepgen_pt import read_deepgen_pt, with_adapters
 from danqing.weights.files import open_tensors
 from danqing.weights.gguf_file import GgufFile
 from danqing.weights.places import BUILT_IN, find
@@ -53,6 +55,20 @@ SIGNATURES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("text_encoder_2", "transformers", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
     ("text_encoder", "transformers", ("text_model.embeddings.token_embedding.weight",)),
     ("text_encoder", "transformers", ("embeddings.token_embedding.weight",)),
+    ("connector", "deepgen", ("meta_queries", "projector_1.weight", "projector_3.weight")),
+    (
+        "vlm",
+        "transformers",
+        ("model.layers.0.self_attn.q_proj.weight", "visual.blocks.0.attn.qkv.weight"),
+    ),
+    (
+        "vlm",
+        "transformers",
+        (
+            "model.language_model.layers.0.self_attn.q_proj.weight",
+            "model.visual.blocks.0.attn.qkv.weight",
+        ),
+    ),
     ("text_encoder_2", "llama.cpp", ("enc.blk.0.attn_rel_b.weight", "enc.blk.0.ffn_gate.weight")),
 )
 """Component, style of names, and tensors that only such a file has."""
@@ -72,18 +88,23 @@ PREFIXES = (
 
 _TOKENIZERS = {
     "tokenizer_2": (("spiece.model",), re.compile(r"T5Tokenizer")),
-    "tokenizer": (("vocab.json", "merges.txt"), re.compile(r"CLIPTokenizer")),
+    "tokenizer": (("vocab.json", "merges.txt"), re.compile(r"CLIPTokenizer|Qwen2Tokenizer")),
 }
 _ENCODER_OF = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+_READERS = {"vlm": "tokenizer", "text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+"""Networks in whose folder their tokenizer may lie."""
 _MODEL_TYPES = {
     "t5": "text_encoder_2",
     "clip": "text_encoder",
     "clip_text_model": "text_encoder",
+    "qwen2_5_vl": "vlm",
 }
 PART = "part of a model"
 EMBEDDED = "danqing.config"
 """Key of a config in a file's metadata, with the component's name behind it."""
 _WITH_CONFIG = ("diffusers", "transformers")
+_WITHOUT_CONFIG = ("deepgen",)
+"""Styles whose shapes say all that a config would."""
 _SMALL = re.compile(r"(Tokenizer(Fast)?|Scheduler|Processor(Fast)?|Extractor)$")
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors$")
 _ENDINGS = (".safetensors", ".sft", ".gguf")
@@ -133,7 +154,10 @@ class _Place:
 
 
 def open_checkpoint(
-    path: str | Path, components: Mapping[str, str | Path] | None = None
+    path: str | Path,
+    components: Mapping[str, str | Path] | None = None,
+    *,
+    allow_pt: bool = False,
 ) -> Checkpoint:
     """Find and recognise a checkpoint; reads indexes, configs and headers, no weights.
 
@@ -141,13 +165,14 @@ def open_checkpoint(
         path: a folder or a file, the name of a model that comes with danqing, or an id of a hub,
             which is looked up in the caches on this disk.
         components: places of single components, which win over what lies at `path`.
+        allow_pt: `path` is a file written by `torch.save`, and may be opened (of tensors only).
 
     Raises:
         CheckpointError: nothing usable is there; the message says what is.
         RequestError: a component name is unknown.
     """
     try:
-        return _open(path, components or {})
+        return _open(path, components or {}, allow_pt=allow_pt)
     except OSError as error:  # no permission, a name that is too long, a disk that fails
         raise CheckpointNotFoundError(
             "the path cannot be read", seen=f"{str(path)[:200]} ({error.strerror or error})"
@@ -167,22 +192,17 @@ def open_part(path: str | Path) -> Checkpoint:
     return Checkpoint(path=place, layout=PART, components={part.name: part for part in parts})
 
 
-def _open(path: str | Path, components: Mapping[str, str | Path]) -> Checkpoint:
+def _open(path: str | Path, components: Mapping[str, str | Path], *, allow_pt: bool) -> Checkpoint:
     place = find(path)
+    if allow_pt:
+        return _open_pt(place, components)
     if place.name == "model_index.json":
         place = place.parent
     looked_at = _Place(place)
     layout = next((row for row in LAYOUTS if row.matches(looked_at)), None)
     if layout is None:
         raise _nothing_recognised(place)
-    overrides = {
-        ALIASES.get(name, name): Path(where).expanduser().absolute()
-        for name, where in components.items()
-    }
-    given: dict[str, Component] = {}
-    for name, where in overrides.items():
-        found = _read_override(name, where)  # an encoder's folder may hold its tokenizer too
-        given |= {key: part for key, part in found.items() if key == name or key not in overrides}
+    overrides, given = _read_overrides(components)
     contents = layout.read(place, frozenset(given))
     index = place / "model_index.json"
     return Checkpoint(
@@ -197,6 +217,36 @@ def _open(path: str | Path, components: Mapping[str, str | Path]) -> Checkpoint:
     )
 
 
+def _read_overrides(
+    components: Mapping[str, str | Path],
+) -> tuple[dict[str, Path], dict[str, Component]]:
+    """Return the places that the user gave, and the components found there."""
+    overrides = {
+        ALIASES.get(name, name): Path(where).expanduser().absolute()
+        for name, where in components.items()
+    }
+    given: dict[str, Component] = {}
+    for name, where in overrides.items():
+        found = _read_override(name, where)  # an encoder's folder may hold its tokenizer too
+        given |= {key: part for key, part in found.items() if key == name or key not in overrides}
+    return overrides, given
+
+
+def _open_pt(place: Path, components: Mapping[str, str | Path]) -> Checkpoint:
+    """Open the one pickle that the user named, with the components it lacks from elsewhere."""
+    if not place.is_file():
+        raise RequestError(
+            "--allow-pt is for a single file", seen=place, allowed="a file written by torch.save"
+        )
+    overrides, given = _read_overrides(components)
+    parts, adapters = read_deepgen_pt(place)
+    if adapters and "vlm" in given:
+        given["vlm"] = with_adapters(given["vlm"], adapters)
+    return Checkpoint(
+        path=place, layout=DEEPGEN_PT, components={**parts, **given}, overrides=overrides
+    )
+
+
 # --- diffusers folder ----------------------------------------------------------------------------
 
 DIFFUSERS_FOLDER = "diffusers folder"
@@ -205,13 +255,15 @@ DIFFUSERS_FOLDER = "diffusers folder"
 def _is_diffusers_folder(place: _Place) -> bool:
     folder = place.path
     if not (folder / "model_index.json").is_file():
-        return False
+        return all((folder / name / "config.json").is_file() for name in ("transformer", "vae"))
     return any((folder / name).is_dir() for name in ("transformer", "unet")) or not _loose(folder)
 
 
 def _read_diffusers_folder(place: Path, elsewhere: frozenset[str]) -> _Contents:
     found = _Contents(components={})
-    for name, row in read_json(place / "model_index.json").items():
+    index = place / "model_index.json"
+    table = read_json(index) if index.is_file() else {}
+    for name, row in table.items():
         if name.startswith("_") or not isinstance(row, list) or len(row) != 2 or None in row:  # noqa: PLR2004
             continue
         library, class_name = map(str, row)
@@ -223,11 +275,23 @@ def _read_diffusers_folder(place: Path, elsewhere: frozenset[str]) -> _Contents:
             if _SMALL.search(class_name):
                 found.components[name] = _small(name, place / name)
             else:
-                style = "diffusers" if library == "diffusers" else "transformers"
+                style = "transformers" if library == "transformers" else "diffusers"
                 found.components[name] = _network(name, style, place / name)
         except CheckpointError as error:
             found.broken[name] = error  # raised when it is asked for
+    unlisted = [child for child in place.iterdir() if child.is_dir() and child.name not in table]
+    _add_unlisted(found, sorted(unlisted), elsewhere)
     return found
+
+
+def _add_unlisted(found: _Contents, folders: Iterable[Path], elsewhere: frozenset[str]) -> None:
+    """Add what the index does not name, by what is in it: some pipelines load it on their own."""
+    for folder in folders:
+        try:
+            for part in _read_part(folder, elsewhere):
+                found.components.setdefault(part.name, part)
+        except CheckpointError as error:
+            found.broken[folder.name] = error
 
 
 def _small(name: str, folder: Path) -> Component:
@@ -241,14 +305,15 @@ def _small(name: str, folder: Path) -> Component:
     )
 
 
-def _network(name: str, style: str, folder: Path) -> Component:
+def _network(name: str, style: str, folder: Path, *, optional: bool = False) -> Component:
+    """Return a network in a folder of its own; `optional`: whether it may lack a config."""
     files = _weight_files(name, folder)
     return Component(
         name=name,
         style=style,
         folder=folder,
         files=files,
-        config=read_json(folder / "config.json"),
+        config=None if optional else read_json(folder / "config.json"),
     )
 
 
@@ -455,15 +520,14 @@ def _read_folder(path: Path, elsewhere: frozenset[str]) -> list[Component]:
     ]
     if (path / "scheduler_config.json").is_file():
         parts.append(_small("scheduler", path))
-    if not (path / "config.json").is_file():
-        return parts
-    config = read_json(path / "config.json")
+    has_config, has_weights = (path / "config.json").is_file(), any(path.glob("*.safetensors*"))
+    config = read_json(path / "config.json") if has_config else {}
     expected = _MODEL_TYPES.get(str(config.get("model_type")), "")
-    if expected in elsewhere or not (expected or any(path.glob("*.safetensors*"))):
+    if expected in elsewhere or not (expected or has_weights):
         return parts
-    network = _network(expected or path.name, "transformers", path)
+    network = _network(expected or path.name, "transformers", path, optional=not has_config)
     recognised = _signature(network.entries)
-    if recognised:
+    if recognised and (has_config or recognised[1] in _WITHOUT_CONFIG):
         parts.append(replace(network, name=recognised[0], style=recognised[1]))
     return parts
 
@@ -500,7 +564,7 @@ def _read_override(name: str, place: Path) -> dict[str, Component]:
             f"this is no {name}",
             seen=f"{place}: {', '.join(parts) or 'nothing that danqing recognises'}",
         )
-    return {key: part for key, part in parts.items() if name in (key, _ENCODER_OF.get(key))}
+    return {key: part for key, part in parts.items() if key in (name, _READERS.get(name))}
 
 
 def _nothing_recognised(place: Path) -> CheckpointError:

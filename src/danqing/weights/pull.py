@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 LAYOUTS = ("auto", "diffusers", "bfl")
+_ROOT_FILES = ("model_index.json", "prompt_template.json")
+"""What a diffusers folder may have beside its components."""
 HUBS = ("huggingface", "modelscope")
 _WEIGHTS = (".safetensors", ".sft", ".gguf")
 _VARIANT = (".fp16.", ".bf16.", ".fp32.", ".non_ema.", ".ema.")
@@ -187,7 +189,7 @@ def _diffusers(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     return [
         file
         for file in files
-        if file.path == "model_index.json"
+        if file.path in _ROOT_FILES
         or (
             file.path.count("/") == 1
             and not _is_variant(file.path)

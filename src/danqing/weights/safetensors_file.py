@@ -113,7 +113,8 @@ def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
             "the file is a Python pickle, which can run code when it is opened",
             seen=path,
             allowed="safetensors files",
-            hint="get the model's safetensors release",
+            hint="get the model's safetensors release; DeepGen's own model.pt may be opened, of "
+            "tensors only, with --allow-pt",
         )
     if size < LENGTH_BYTES:
         raise CheckpointDamagedError("the file is empty or cut short", seen=f"{path}: {size} bytes")

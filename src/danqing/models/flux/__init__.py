@@ -56,12 +56,17 @@ def identify(checkpoint: Checkpoint) -> ModelSpec | None:
         if says == "FluxPipeline":
             checkpoint.component("transformer")  # raises: it is missing
         return None
-    if not all(name in transformer.entries for name in _TELLTALES.get(transformer.style, ("",))):
+    if not is_transformer(transformer):
         return None
     _refuse_conditioned(checkpoint, transformer)
     guided = _GUIDANCE[transformer.style] in transformer.entries
     found = spec(guided=guided, multiple=_size_multiple(checkpoint))
     return replace(found, **_own_measures(checkpoint, found))
+
+
+def is_transformer(component: Component) -> bool:
+    """Say whether a transformer is a FLUX.1's, by tensors that only those have."""
+    return all(name in component.entries for name in _TELLTALES.get(component.style, ("",)))
 
 
 def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
@@ -71,12 +76,15 @@ def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
     return FluxModel(checkpoint, spec)
 
 
-def spec(*, guided: bool, multiple: int = 16) -> ModelSpec:
+def spec(*, guided: bool = False, multiple: int = 16) -> ModelSpec:
     """Return what schnell or, with a guidance embedder, a dev type takes.
 
     Steps and tokens are those of the BFL release; the guidance of 3.5 is the model card's.
     """
-    no_effect = {
+    no_effect = dict.fromkeys(
+        ("image", "resize", "reference_latent"), "FLUX.1 schnell and dev paint from words alone"
+    )
+    no_effect |= {
         "negative_prompt": "FLUX.1 has no classifier-free guidance, so nothing is steered away from"
     }
     defaults: dict[str, Any] = {

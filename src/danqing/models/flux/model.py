@@ -5,35 +5,30 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from danqing.errors import (
-    CheckpointDamagedError,
-    CheckpointIncompleteError,
     TensorMismatchError,
 )
-from danqing.models.base import Model
+from danqing.models import flow
 from danqing.models.flux import PARTS, configs, keys, sampling
-from danqing.models.loading import (
-    Piece,
-    Row,
-    fill,
-    identity_rows,
-    match,
-    on_meta,
-    shapes_of,
-    without_message,
+from danqing.models.loading import Row, identity_rows, without_message
+from danqing.models.networks import (
+    Network,
+    NetworksModel,
+    check_ids,
+    open_tokenizer,
 )
 from danqing.request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from danqing.models.base import ModelSpec, Modules, OnBytes, OnStep
-    from danqing.weights import Checkpoint, Component
+    from danqing.models.base import Modules, OnBytes, OnStep
+    from danqing.weights import Component
 
 CLIP_TOKENS = 77
 CLIP_L_HEADS = 12
@@ -42,10 +37,6 @@ ATTENTION_BACKEND = "native"
 
 _CLIP_EXTRAS = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
 _T5_EXTRAS = ("decoder.", "lm_head.", "spiece_model")
-_TOKENIZER_FILES = {
-    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
-    "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
-}
 _SHOWN = 100
 _SHOWN_WORDS = 8
 _SPELLED = 2
@@ -71,57 +62,28 @@ class Conditioning:
     pooled_embeds: torch.Tensor
 
 
-@dataclass(frozen=True)
-class _Network:
-    """How to make one of the networks from its config, its key map, and tensors without use."""
-
-    make: Callable[[Mapping[str, Any]], Any]
-    rows: Callable[[Mapping[str, Any]], Iterable[Row]]
-    ignored: Callable[[str], bool] = lambda _: False
-
-
-class FluxModel(Model):
+class FluxModel(NetworksModel):
     """A FLUX.1 of any kind and size."""
 
+    required: ClassVar[tuple[str, ...]] = PARTS
+    tokenizer_files: ClassVar[Mapping[str, Sequence[Sequence[str]]]] = {
+        "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+        "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
+    }
     stages: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "encode": ("text_encoder", "text_encoder_2"),
         "denoise": ("transformer",),
         "decode": ("vae",),
     }
-
-    def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
-        """Keep what is needed to make the networks."""
-        super().__init__(checkpoint, spec)
-        self._pieces: dict[str, dict[str, Piece]] = {}
-        self._checked: dict[str, torch.nn.Module] = {}
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Return the four networks, their tokenizers, and the schedule if there is one."""
-        return (*PARTS, *(("scheduler",) if "scheduler" in self.checkpoint.components else ()))
-
-    def check_part(self, name: str) -> None:
-        """Compare a network with its files; of a tokenizer or a schedule, see that it is usable."""
-        if name in _TOKENIZER_FILES:
-            _check_tokenizer_files(self.checkpoint.component(name), _TOKENIZER_FILES[name])
-        elif name == "scheduler":
-            self._check_schedule()
-        else:
-            self._checked[name] = self._empty(name)
-            self._match(name, self._checked[name])
+    encode_reads: ClassVar[tuple[str, ...]] = ("prompt", "max_sequence_length")
 
     def check_together(self) -> None:
         """Compare the networks' widths with each other."""
         _check_fit({name: module.config for name, module in self._checked.items()})
 
-    def _check_schedule(self) -> None:
-        try:
-            self._schedule(_ONE_STEP, tokens=1, device=torch.device("cpu"))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise CheckpointDamagedError(
-                "the config of scheduler describes no schedule",
-                seen=f"{self.checkpoint.component('scheduler').folder}: {error}",
-            ) from error
+    def try_schedule(self) -> None:
+        """Make a schedule of one step."""
+        self._schedule(_ONE_STEP, tokens=1, device=torch.device("cpu"))
 
     def assumptions(self) -> tuple[str, ...]:
         """Say where the BFL layout, which has no configs, left something open."""
@@ -153,27 +115,16 @@ class FluxModel(Model):
         self, component: str, *, dtype: str, device: torch.device, on_bytes: OnBytes
     ) -> torch.nn.Module:
         """Read one network's weights, and with a text encoder its tokenizer's vocabulary."""
-        module = self._checked.pop(component, None) or self._empty(component)
-        pieces = self._pieces.get(component) or self._match(component, module)
         if component == "text_encoder":
             _ = self._clip_tokenizer
         elif component == "text_encoder_2":
             _ = self._t5_tokenizer
-        wanted: torch.dtype = getattr(torch, dtype)
+        return super().build(component, dtype=dtype, device=device, on_bytes=on_bytes)
 
-        def dtype_of(name: str) -> torch.dtype:
-            keeps = component == "text_encoder_2" and ".wo." in name and wanted is torch.float16
-            return torch.float32 if keeps else wanted
-
-        fill(
-            module,
-            self.checkpoint.component(component),
-            pieces,
-            dtype_of=dtype_of,
-            device=device,
-            on_bytes=on_bytes,
-        )
-        return module
+    def tensor_dtype(self, component: str, name: str, dtype: torch.dtype) -> torch.dtype:
+        """Keep T5's `wo` in float32 where all else is float16."""
+        keeps = component == "text_encoder_2" and ".wo." in name and dtype is torch.float16
+        return torch.float32 if keeps else dtype
 
     def encode(self, modules: Modules, request: Request) -> tuple[Conditioning, tuple[str, ...]]:
         """Run CLIP for the pooled state and T5 for the sequence; padding is not masked."""
@@ -186,7 +137,7 @@ class FluxModel(Model):
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        _check_ids(clip_ids, clip, "text_encoder")
+        check_ids(clip_ids, clip.config.vocab_size, "text_encoder")
         t5_tokens = self._t5_tokenizer(
             [request.prompt],
             padding="max_length",
@@ -194,7 +145,7 @@ class FluxModel(Model):
             truncation=True,
             return_tensors="pt",
         )
-        _check_ids(t5_tokens.input_ids, t5, "text_encoder_2")
+        check_ids(t5_tokens.input_ids, t5.config.vocab_size, "text_encoder_2")
         pooled = clip(clip_ids.to(device), output_hidden_states=False).pooler_output
         embeds = t5(t5_tokens.input_ids.to(device), output_hidden_states=False)[0]
         dtype = next(clip.parameters()).dtype
@@ -203,16 +154,16 @@ class FluxModel(Model):
         notes = (*self._truncation_note(request, used), *self._vocabulary_note(request))
         return conditioning, notes
 
-    def noise(self, request: Request, seed: int) -> torch.Tensor:
+    def draw(self, request: Request, seed: int) -> list[torch.Tensor]:
         """Draw (1, 16, height/8, width/8) in float32 on the CPU."""
         height, width = self._latent_size(request)
-        return sampling.draw_noise(seed, self._latent_channels, height, width)
+        return flow.draw(seed, [(1, self._latent_channels, height, width)])
 
     def denoise(
         self,
         modules: Modules,
         conditioning: Conditioning,
-        noise: Sequence[torch.Tensor],
+        drawn: Sequence[Sequence[torch.Tensor]],
         request: Request,
         on_step: OnStep,
     ) -> torch.Tensor:
@@ -223,8 +174,10 @@ class FluxModel(Model):
         """
         transformer = modules["transformer"]
         embeds, pooled = conditioning.prompt_embeds, conditioning.pooled_embeds
-        device, count = embeds.device, len(noise)
-        latents = sampling.pack(torch.cat(list(noise)).to(embeds.dtype)).to(device)
+        device, count = embeds.device, len(drawn)
+        latents = sampling.pack(torch.cat([noise for noise, *_ in drawn]).to(embeds.dtype)).to(
+            device
+        )
         height, width = self._latent_size(request)
         scheduler = self._schedule(request, tokens=latents.shape[1], device=device)
         constant = {
@@ -251,48 +204,25 @@ class FluxModel(Model):
 
     # --- networks --------------------------------------------------------------------------------
 
-    def _empty(self, component: str) -> torch.nn.Module:
-        make, config = self._networks[component].make, self.config_of(component)
-        try:
-            module: torch.nn.Module = on_meta(partial(make, config))
-        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-            raise CheckpointDamagedError(
-                f"the config of {component} describes no network",
-                seen=f"{self.checkpoint.component(component).folder}: {error}",
-            ) from error
-        return module
-
-    def _match(self, component: str, module: torch.nn.Module) -> dict[str, Piece]:
-        network = self._networks[component]
-        shapes = shapes_of(module)
-        part = self.checkpoint.component(component)
-        rows = network.rows(shapes)
-        self._pieces[component] = match(part, shapes, rows, ignored=network.ignored)
-        return self._pieces[component]
-
     @cached_property
-    def _networks(self) -> Mapping[str, _Network]:
+    def networks(self) -> Mapping[str, Network]:
+        """Return how to make the four networks."""
         part = self.checkpoint.component
         return {
-            "text_encoder": _Network(
+            "text_encoder": Network(
                 _make_clip, lambda shapes: _clip_rows(part("text_encoder"), shapes), _is_clip_extra
             ),
-            "text_encoder_2": _Network(
+            "text_encoder_2": Network(
                 _make_t5, lambda shapes: _t5_rows(part("text_encoder_2"), shapes), _is_t5_extra
             ),
-            "transformer": _Network(_make_transformer, self._transformer_rows),
-            "vae": _Network(_make_vae, self._vae_rows),
+            "transformer": Network(_make_transformer, self._transformer_rows),
+            "vae": Network(_make_vae, self._vae_rows),
         }
 
     def config_of(self, component: str) -> Mapping[str, Any]:
         """Return the config that came with a network, or else what its shapes tell of it."""
         part = self.checkpoint.component(component)
         return configs.DERIVED[component](part) if part.config is None else part.config
-
-    def matched(self, component: str) -> tuple[torch.nn.Module, dict[str, Piece]]:
-        """Return a network without weights, and where each of its tensors comes from."""
-        module = self._empty(component)
-        return module, self._match(component, module)
 
     def _transformer_rows(self, shapes: Mapping[str, Any]) -> Iterable[Row]:
         part, config = self.checkpoint.component("transformer"), self.config_of("transformer")
@@ -322,7 +252,7 @@ class FluxModel(Model):
 
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.schedule_config)
         config = scheduler.config
-        mu = sampling.resolution_shift(
+        mu = flow.resolution_shift(
             tokens,
             base_tokens=config.base_image_seq_len,
             max_tokens=config.max_image_seq_len,
@@ -361,13 +291,13 @@ class FluxModel(Model):
     def _clip_tokenizer(self) -> Any:
         from transformers import CLIPTokenizer
 
-        return _tokenizer(CLIPTokenizer, self.checkpoint.component("tokenizer"))
+        return open_tokenizer(CLIPTokenizer, self.checkpoint.component("tokenizer"))
 
     @cached_property
     def _t5_tokenizer(self) -> Any:
         from transformers import T5TokenizerFast
 
-        return _tokenizer(T5TokenizerFast, self.checkpoint.component("tokenizer_2"))
+        return open_tokenizer(T5TokenizerFast, self.checkpoint.component("tokenizer_2"))
 
     def _truncation_note(self, request: Request, used: int) -> tuple[str, ...]:
         limit = request.max_sequence_length or 0
@@ -425,37 +355,6 @@ def _check_fit(part: Mapping[str, Any]) -> None:
                 allowed=f"{allowed}",
                 hint=f"name the right one: --component {name}=PLACE",
             )
-
-
-def _check_tokenizer_files(component: Component, sets: Sequence[Sequence[str]]) -> None:
-    """See that the vocabulary is there: without it the libraries quietly make an empty one."""
-    if not any(all((component.folder / file).is_file() for file in files) for files in sets):
-        raise CheckpointIncompleteError(
-            f"the {component.name} has no vocabulary",
-            seen=component.folder,
-            allowed=" or ".join(" with ".join(files) for files in sets),
-        )
-
-
-def _check_ids(ids: torch.Tensor, encoder: Any, name: str) -> None:
-    if int(ids.max()) >= encoder.config.vocab_size:
-        raise TensorMismatchError(
-            f"the tokenizer of {name} is of another model",
-            seen=f"token {int(ids.max())}",
-            allowed=f"{encoder.config.vocab_size} tokens in the encoder's vocabulary",
-        )
-
-
-def _tokenizer(kind: Any, component: Component) -> Any:
-    try:
-        return kind.from_pretrained(component.folder, local_files_only=True)
-    except Exception as error:  # the libraries raise whatever their parsers raise
-        first = (str(error).splitlines() or [""])[0]
-        raise CheckpointDamagedError(
-            f"the {component.name} cannot be loaded",
-            seen=f"{component.folder}: {type(error).__name__}: {first[:200]}",
-            hint="its vocabulary files are missing or damaged, or of a newer transformers version",
-        ) from error
 
 
 def _make_clip(config: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""FLUX.1's sampling mathematics as plain functions: packing, position ids, noise, sigmas.
+"""FLUX.1's sampling mathematics as plain functions: packing, position ids, sigmas.
 
 Source of the formulas: Black Forest Labs, flux/sampling.py, and diffusers' FluxPipeline, with which
 these agree.
@@ -57,41 +57,6 @@ def image_ids(rows: int, columns: int, device: torch.device) -> torch.Tensor:
 def text_ids(tokens: int, device: torch.device) -> torch.Tensor:
     """Return the position of each text token: (tokens, 3) float32, all zero."""
     return torch.zeros(tokens, 3, dtype=torch.float32, device=device)
-
-
-def draw_noise(seed: int, channels: int, height: int, width: int) -> torch.Tensor:
-    """Draw the initial latents of one picture.
-
-    On the CPU and in float32 always, so that a seed means the same noise on every device and in
-    every dtype.
-
-    Args:
-        seed: of PyTorch's CPU generator.
-        channels: of the latents.
-        height: of the latents.
-        width: of the latents.
-
-    Returns:
-        (1, channels, height, width) float32.
-    """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn((1, channels, height, width), generator=generator, dtype=torch.float32)
-
-
-def resolution_shift(
-    tokens: int,
-    *,
-    base_tokens: int = 256,
-    max_tokens: int = 4096,
-    base_shift: float = 0.5,
-    max_shift: float = 1.15,
-) -> float:
-    """Return mu, the shift of the schedule for pictures of this many tokens.
-
-    The line through (256 tokens, 0.5) and (4096 tokens, 1.15), not bounded beyond them.
-    """
-    slope = (max_shift - base_shift) / (max_tokens - base_tokens)
-    return tokens * slope + (base_shift - slope * base_tokens)
 
 
 def base_sigmas(steps: int) -> list[float]:

@@ -1,0 +1,104 @@
+"""`danqing eval-set`: a benchmark's folder of pictures, for its own scorer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danqing.cli.generate import Opening, Printer, open_engine, open_weights, read_components
+from danqing.cli.progress import make_listener
+from danqing.errors import RequestError
+from danqing.evalsets import PROTOCOLS, paint_set
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalJob:
+    """What the command line asked for."""
+
+    name: str
+    prompts: str
+    out: str
+    pictures: str | None
+    file_name: str | None
+    rules: str | None
+    limit: int | None
+    batch: int
+    model_path: str
+    components: Sequence[str]
+    allow_pt: bool
+    device: str
+    dtype: str
+    placement: str
+    quiet: bool
+    settings: Mapping[str, Any]
+
+
+def list_protocols(*, as_json: bool) -> None:
+    """Print the benchmarks that are known."""
+    if as_json:
+        rows = {
+            name: {
+                "title": one.title, "edits": one.edits, "images": one.images, "file": one.file,
+                "settings": one.common, "confirmed": one.confirmed,
+            }
+            for name, one in PROTOCOLS.items()
+        }  # fmt: skip
+        print(json.dumps(rows, indent=2))
+        return
+    for name, one in PROTOCOLS.items():
+        kind = "edits" if one.edits else "words"
+        guess = "" if one.confirmed else "  (a guess: see --name)"
+        print(f"{name:<14} {one.title:<14} {kind}  {one.images} a prompt  {one.file}{guess}")
+
+
+def run(job: EvalJob) -> None:
+    """Paint the benchmark, and say where the pictures are."""
+    protocol = PROTOCOLS.get(job.name.lower())
+    if protocol is None:
+        raise RequestError("there is no such eval set", seen=job.name, allowed=", ".join(PROTOCOLS))
+    components = read_components(job.components)
+    checkpoint = open_weights(job.model_path, components, allow_pt=job.allow_pt)
+    opening = Opening(
+        model_path=job.model_path,
+        device=job.device,
+        dtype=job.dtype,
+        components=components,
+        placement=job.placement,
+    )
+
+    def said(number: int, total: int, there: bool) -> None:
+        if not job.quiet:
+            print(f"{number} of {total}{': there already' * there}", file=sys.stderr)
+
+    with open_engine(checkpoint, opening) as engine:
+        say = Printer(quiet=job.quiet, as_json=False)
+        say.plan(engine)
+        if not protocol.confirmed and job.file_name is None:
+            say.note(
+                f"how {protocol.title}'s scorer wants the files named is not known for sure: "
+                f"{protocol.file} is a guess, --name changes it"
+            )
+        with make_listener(quiet=job.quiet) as listen:
+            painted = paint_set(
+                engine,
+                protocol,
+                prompts=Path(job.prompts).expanduser(),
+                out=Path(job.out).expanduser(),
+                pictures=Path(job.pictures).expanduser() if job.pictures else None,
+                name=job.file_name,
+                rules=job.rules,
+                limit=job.limit,
+                batch=job.batch,
+                settings=job.settings,
+                listen=listen,
+                on_task=said,
+            )
+    if not job.quiet:
+        print(f"{painted} pictures painted", file=sys.stderr)
+    print(job.out)

@@ -1,0 +1,165 @@
+"""What `generate` and `edit`, the commands that paint, have in common: flags, and the work."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from danqing.cli.options import extended, setting_names, setting_parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+ComponentFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=PLACE",
+        help="Take one component (t5, clip, vlm, vae, transformer, ...) from elsewhere; may be "
+        "repeated.",
+    ),
+]
+
+
+AllowPtFlag = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pt",
+        help="The file named is DeepGen's original .pt: open it, of tensors only "
+        "(torch.load with weights_only).",
+    ),
+]
+
+
+def _flags(
+    *,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="The same; may be repeated."),
+    ] = None,
+    rules: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Put before every prompt, as some benchmarks want it."),
+    ] = None,
+    prompts_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A prompt on each line, or a JSON object with a prompt and its own settings; "
+            "- reads standard input.",
+        ),
+    ] = None,
+    model_path: Annotated[
+        str | None,
+        typer.Option(
+            "--model-path",
+            "-m",
+            metavar="PLACE",
+            help="Folder or file of the weights, or a model's id on a hub, looked up on this "
+            "disk.  [default: pocket, which comes with danqing]",
+        ),
+    ] = None,
+    component: ComponentFlag = None,
+    allow_pt: AllowPtFlag = False,
+    from_picture: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="PICTURE",
+            help="Make a picture again from the record it carries; other settings change it.",
+        ),
+    ] = None,
+    output_image: Annotated[
+        str | None,
+        typer.Option(
+            "--output-image",
+            "--output",
+            "-o",
+            metavar="NAME",
+            help="Where the picture goes: .png, .jpg or .webp; {seed}, {index} and {model} are "
+            "filled in.  [default: {model}-{seed}.png]",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing files; else the next free name.")
+    ] = False,
+    size: Annotated[
+        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Both at once: 768x512.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="auto, cpu, cuda[:i], npu[:i], xpu[:i] or mps.  [default: auto]"
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="auto, bfloat16, float16 or float32.  [default: auto]"),
+    ] = None,
+    placement: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="auto, resident (all weights stay on the device) or staged (each stage's are "
+            "read when it begins and leave when it ends).  [default: auto]",
+        ),
+    ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Pictures of a prompt computed together; it is measured and said whether they "
+            "keep the bits they have alone.",
+        ),
+    ] = 1,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Read prompts from the terminal; the model stays loaded.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would happen; read no weights.")
+    ] = False,
+    proof: Annotated[
+        bool,
+        typer.Option("--offline-proof", help="Fail if anything here opens a network connection."),
+    ] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="One JSON record for each picture on standard output.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress.")] = False,
+) -> None:
+    """Declare the flags; nothing calls this."""
+
+
+def painting_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command with `**given` all flags of a command that paints."""
+    hints = inspect.get_annotations(_flags, eval_str=True)
+    declared = [
+        parameter.replace(annotation=hints[parameter.name])
+        for parameter in inspect.signature(_flags).parameters.values()
+    ]
+    return extended(command, [*declared, *setting_parameters()])
+
+
+def run_painting(
+    prompts: Sequence[str] | None, images: Sequence[str], *, given: dict[str, Any]
+) -> None:
+    """Do what such a command was told.
+
+    Args:
+        prompts: without a flag before them.
+        images: to be edited, without a flag before them.
+        given: the flags.
+    """
+    from danqing.cli.generate import Job, run
+
+    settings = {name: given.pop(name) for name in setting_names()}
+    settings["image"] = [*images, *(settings["image"] or [])] or None
+    run(
+        Job(
+            prompts=[*(prompts or []), *(given.pop("prompt") or [])],
+            components=given.pop("component") or [],
+            settings={name: value for name, value in settings.items() if value is not None},
+            **given,
+        )
+    )

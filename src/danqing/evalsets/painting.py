@@ -1,0 +1,248 @@
+"""Fills a benchmark's folder, picture by picture; goes on where it was when it is run again."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danqing.errors import NoEffectError, OutputError, RequestError
+from danqing.evalsets.rows import ADDED, picture_of, read_rows
+from danqing.pictures import save
+from danqing.request import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from PIL.Image import Image
+
+    from danqing.engine import Engine
+    from danqing.evalsets.protocols import Protocol
+    from danqing.request import Listener, Picture
+
+STATE = "danqing-eval-set.json"
+_GRID_SIDE = 2
+
+
+def paint_set(
+    engine: Engine,
+    protocol: Protocol,
+    *,
+    prompts: Path,
+    out: Path,
+    pictures: Path | None = None,
+    name: str | None = None,
+    rules: str | None = None,
+    limit: int | None = None,
+    batch: int = 1,
+    settings: Mapping[str, Any],
+    listen: Listener | None = None,
+    on_task: Callable[[int, int, bool], None] = lambda *_: None,
+) -> int:
+    """Paint a benchmark.
+
+    Picture `index` of row `number` has the seed `seed + number * images + index`, whatever was
+    painted before, so that a run that was interrupted gives what one run would have.
+
+    Args:
+        engine: opened.
+        protocol: of the benchmark.
+        prompts: the user's copy of its prompts.
+        out: the folder that its scorer reads.
+        pictures: where the pictures to edit lie; beside the prompts if not said.
+        name: of each file, instead of the protocol's.
+        rules: put before every prompt; a row's own `rules` come first.
+        limit: how many rows; all if not said.
+        batch: pictures of a prompt computed together.
+        settings: of the requests, instead of the protocol's.
+        listen: told of progress.
+        on_task: told the number of the row, of all rows, and whether it was there already.
+
+    Returns:
+        How many pictures were painted now.
+
+    Raises:
+        RequestError: the prompts cannot be used.
+        OutputError: the folder holds pictures made otherwise, or cannot be written.
+    """
+    if protocol.edits and "image" in engine.spec.no_effect:
+        raise NoEffectError(
+            f"{protocol.title} edits pictures, and {engine.spec.title} does not",
+            seen=engine.spec.name,
+        )
+    rows = read_rows(prompts)[:limit]
+    root = pictures or (prompts if prompts.is_dir() else prompts.parent)
+    common = _settings(engine, protocol, settings)
+    _check_state(engine, protocol, out, {**common, "name": name, "rules": rules})
+    painted = 0
+    for number, row in enumerate(rows):
+        count = 1 if protocol.grid else common["num_images_per_prompt"]
+        template = name or protocol.file
+        files = tuple(_place(template, protocol, row, number, index, out) for index in range(count))
+        there = all(file.exists() for file in files)
+        if not there:
+            request = _request(protocol, row, number, root=root, rules=rules, common=common)
+            _write_beside(protocol, request, row, number, out)
+            painted += _paint(engine, protocol, request, files, batch=batch, listen=listen)
+        on_task(number + 1, len(rows), there)
+    return painted
+
+
+def _settings(engine: Engine, protocol: Protocol, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the protocol's settings as far as the model takes them, and those asked for."""
+    own = {k: v for k, v in protocol.common.items() if k not in engine.spec.no_effect}
+    found = {**own, "num_images_per_prompt": protocol.images, **asked}
+    if found["num_images_per_prompt"] != protocol.images and protocol.grid:
+        raise RequestError(
+            f"{protocol.title} puts {protocol.images} pictures into one",
+            seen=found["num_images_per_prompt"],
+            allowed=str(protocol.images),
+        )
+    return found
+
+
+def _check_state(
+    engine: Engine, protocol: Protocol, out: Path, settings: Mapping[str, Any]
+) -> None:
+    """Keep pictures of different models or settings apart.
+
+    Raises:
+        OutputError: the folder was begun otherwise.
+    """
+    now = {
+        "eval_set": protocol.title,
+        "fingerprint": engine.checkpoint.fingerprint,
+        "dtype": engine.plan.dtype,
+        "settings": {key: str(value) for key, value in sorted(settings.items())},
+    }
+    place = out / STATE
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            _write(place, (json.dumps(now, indent=1) + "\n").encode())
+            return
+        before = json.loads(place.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError("the folder cannot be used", seen=f"{place}: {error}") from error
+    if before != now:
+        other = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+        raise OutputError(
+            "the folder holds pictures that were made otherwise",
+            seen=f"{out}: another {', '.join(other)}",
+            hint="take another --out, or the model and settings it was begun with",
+        )
+
+
+def _request(
+    protocol: Protocol,
+    row: Mapping[str, Any],
+    number: int,
+    *,
+    root: Path,
+    rules: str | None,
+    common: Mapping[str, Any],
+) -> Request:
+    prompt = _first(row, protocol.prompt)
+    if not isinstance(prompt, str):
+        raise RequestError(
+            f"row {number} has no prompt", seen=", ".join(row), allowed=", ".join(protocol.prompt)
+        )
+    before = row.get("rules") or rules
+    settings = dict(common)
+    settings["seed"] += number * settings["num_images_per_prompt"]
+    if protocol.edits:
+        settings["image"] = picture_of(_first(row, protocol.image), root)
+    return Request(prompt=f"{before} {prompt}" if before else prompt, **settings)
+
+
+def _paint(
+    engine: Engine,
+    protocol: Protocol,
+    request: Request,
+    files: Sequence[Path],
+    *,
+    batch: int,
+    listen: Listener | None,
+) -> int:
+    """Paint a row's pictures, and write those that are not there yet."""
+    pictures: list[Picture] = []
+    for picture in engine.paint(request, batch=batch, listen=listen):
+        pictures.append(picture)
+        if not protocol.grid and not files[picture.index].exists():
+            picture.save(files[picture.index])
+    if protocol.grid:
+        record = {**pictures[0].record(), "grid": [one.request.seed for one in pictures]}
+        save(_grid([picture.image for picture in pictures]), record, files[0])
+    return len(pictures)
+
+
+def _write_beside(
+    protocol: Protocol, request: Request, row: Mapping[str, Any], number: int, out: Path
+) -> None:
+    """Write the row, and the picture to edit, where the scorer wants them."""
+    if protocol.row is not None:
+        kept = {k: v for k, v in row.items() if k not in ADDED}
+        text = json.dumps(kept, ensure_ascii=False) + "\n"
+        _write(_place(protocol.row, protocol, row, number, 0, out), text.encode())
+    if protocol.source is not None and request.image:
+        buffer = io.BytesIO()
+        request.image[0].image.save(buffer, "PNG")
+        _write(_place(protocol.source, protocol, row, number, 0, out), buffer.getvalue())
+
+
+def _grid(images: list[Image]) -> Image:
+    """Put four pictures into one: the first two above the others."""
+    from PIL import Image as Images
+
+    width, height = images[0].size
+    whole = Images.new("RGB", (_GRID_SIDE * width, _GRID_SIDE * height))
+    for place, image in enumerate(images):
+        whole.paste(image, (place % _GRID_SIDE * width, place // _GRID_SIDE * height))
+    return whole
+
+
+def _place(  # noqa: PLR0917
+    name: str,
+    protocol: Protocol,
+    row: Mapping[str, Any],
+    number: int,
+    index: int,
+    out: Path,
+) -> Path:
+    """Return the file that a template names for a row.
+
+    Raises:
+        RequestError: the row lacks a field of it, or the name leads out of the folder.
+    """
+    key = _first(row, protocol.key)
+    fields = {**row, "key": number if key is None else key, "number": number, "index": index}
+    try:
+        relative = Path(name.format(**fields))
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        raise RequestError(
+            f"row {number} cannot be given a file name",
+            seen=f"{name}: {type(error).__name__}: {error}",
+            allowed=", ".join(sorted(map(str, fields))),
+            hint="--name says how files are named",
+        ) from error
+    if relative.is_absolute() or ".." in relative.parts:
+        raise RequestError(
+            f"row {number} would be written outside the folder", seen=relative, allowed=str(out)
+        )
+    return out / relative
+
+
+def _first(row: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((row[key] for key in keys if row.get(key) is not None), None)
+
+
+def _write(place: Path, data: bytes) -> None:
+    """Write a small file, whole or not at all."""
+    unfinished = place.with_name(f".{place.name}.part")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(data)
+        unfinished.replace(place)
+    except OSError as error:
+        raise OutputError("a file cannot be written", seen=f"{place}: {error.strerror}") from error

@@ -1,0 +1,58 @@
+"""Layers of diffusers that choose a kernel by what is installed, made to look where the tensor is.
+
+`RMSNorm` and `GEGLU` call torch_npu's kernel wherever torch_npu can be imported, and then fail on a
+CPU beside an NPU: no CPU reference could be computed there
+(https://github.com/huggingface/diffusers/issues/14380; diffusers 0.38 and 0.42).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from danqing.devices import BACKENDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def choose_by_tensor(module: torch.nn.Module) -> None:
+    """Give each such layer inside a module a forward that looks at its input's device."""
+    from diffusers.models.activations import GEGLU
+    from diffusers.models.normalization import RMSNorm
+
+    plain: dict[type, Callable[..., torch.Tensor]] = {RMSNorm: _rms_norm, GEGLU: _geglu}
+    for layer in module.modules():
+        if type(layer) in plain:
+            layer.forward = partial(_by_tensor, layer, layer.forward, plain[type(layer)])
+
+
+def _by_tensor(
+    layer: Any,
+    fused: Callable[[torch.Tensor], torch.Tensor],
+    plain: Callable[[Any, torch.Tensor], torch.Tensor],
+    states: torch.Tensor,
+) -> torch.Tensor:
+    return fused(states) if states.device.type in BACKENDS else plain(layer, states)
+
+
+def _rms_norm(layer: Any, states: torch.Tensor) -> torch.Tensor:
+    """Divide by the root of the mean square, taken in float32 (Zhang, Sennrich, 2019)."""
+    mean_square = states.float().pow(2).mean(-1, keepdim=True)
+    normal = states * torch.rsqrt(mean_square + layer.eps)
+    if layer.weight is None:
+        return normal.to(states.dtype)
+    if layer.weight.dtype in (torch.float16, torch.bfloat16):
+        normal = normal.to(layer.weight.dtype)
+    weighted: torch.Tensor = normal * layer.weight
+    return weighted if layer.bias is None else weighted + layer.bias
+
+
+def _geglu(layer: Any, states: torch.Tensor) -> torch.Tensor:
+    """Gate one half by GELU of the other (Shazeer: GLU Variants Improve Transformer, 2020)."""
+    value, gate = layer.proj(states).chunk(2, dim=-1)
+    gated: torch.Tensor = value * F.gelu(gate)
+    return gated

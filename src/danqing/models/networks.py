@@ -1,0 +1,184 @@
+"""A model made of networks of libraries, each with a config, a key map and files: what is shared.
+
+A family says how each network is made and which tensors of the files are which of its own; all
+checking and reading follows from that.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError, TensorMismatchError
+from danqing.models.base import Model
+from danqing.models.loading import Piece, Row, fill, match, on_meta, shapes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from danqing.models.base import ModelSpec, OnBytes
+    from danqing.weights import Checkpoint, Component
+
+
+@dataclass(frozen=True)
+class Network:
+    """How to make one of the networks from its config, its key map, and tensors without use."""
+
+    make: Callable[[Mapping[str, Any]], Any]
+    rows: Callable[[Mapping[str, Any]], Iterable[Row]]
+    ignored: Callable[[str], bool] = lambda _: False
+
+
+class NetworksModel(Model):
+    """A model whose components are networks and their small files.
+
+    Attributes:
+        required: components it cannot do without; a schedule may be left out.
+        tokenizer_files: of each tokenizer, the sets of files one of which it needs.
+    """
+
+    required: ClassVar[tuple[str, ...]]
+    tokenizer_files: ClassVar[Mapping[str, Sequence[Sequence[str]]]]
+
+    def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
+        """Keep what is needed to make the networks."""
+        super().__init__(checkpoint, spec)
+        self._pieces: dict[str, dict[str, Piece]] = {}
+        self._checked: dict[str, torch.nn.Module] = {}
+
+    @property
+    @abstractmethod
+    def networks(self) -> Mapping[str, Network]:
+        """Return how to make each network, by component."""
+
+    @abstractmethod
+    def config_of(self, component: str) -> Mapping[str, Any]:
+        """Return a network's config: the one that came with it, or what its shapes tell."""
+
+    def tensor_dtype(self, component: str, name: str, dtype: torch.dtype) -> torch.dtype:  # noqa: ARG002
+        """Return what one tensor is kept in when its network computes in `dtype`."""
+        return dtype
+
+    def trimmed(self, component: str, module: torch.nn.Module) -> torch.nn.Module:  # noqa: ARG002
+        """Return a network without the layers that are never computed; they are not read."""
+        return module
+
+    @abstractmethod
+    def try_schedule(self) -> None:
+        """Make a schedule, to see that its config describes one; the library's errors pass."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Return what it cannot do without, and the schedule if there is one."""
+        extra = ("scheduler",) if "scheduler" in self.checkpoint.components else ()
+        return (*self.required, *extra)
+
+    def check_part(self, name: str) -> None:
+        """Compare a network with its files; of tokenizer and schedule, see that they are usable."""
+        if name in self.tokenizer_files:
+            check_tokenizer_files(self.checkpoint.component(name), self.tokenizer_files[name])
+        elif name == "scheduler":
+            self._check_schedule()
+        else:
+            self.check_network(name)
+
+    def _check_schedule(self) -> None:
+        try:
+            self.try_schedule()
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise CheckpointDamagedError(
+                "the config of scheduler describes no schedule",
+                seen=f"{self.checkpoint.component('scheduler').folder}: {error}",
+            ) from error
+
+    def check_network(self, component: str) -> None:
+        """Compare a network with its files, and keep it for `build`."""
+        self._checked[component] = self._empty(component)
+        self._match(component, self._checked[component])
+
+    def matched(self, component: str) -> tuple[torch.nn.Module, dict[str, Piece]]:
+        """Return a network without weights, and where each of its tensors comes from."""
+        module = self._empty(component)
+        return module, self._match(component, module)
+
+    def build(
+        self, component: str, *, dtype: str, device: torch.device, on_bytes: OnBytes
+    ) -> torch.nn.Module:
+        """Read one network's weights."""
+        module = self._checked.pop(component, None) or self._empty(component)
+        pieces = self._pieces.get(component) or self._match(component, module)
+        wanted: torch.dtype = getattr(torch, dtype)
+        module = self.trimmed(component, module)
+        kept = shapes_of(module)
+        fill(
+            module,
+            self.checkpoint.component(component),
+            {name: piece for name, piece in pieces.items() if name in kept},
+            dtype_of=lambda name: self.tensor_dtype(component, name, wanted),
+            device=device,
+            on_bytes=on_bytes,
+        )
+        return module
+
+    def _empty(self, component: str) -> torch.nn.Module:
+        make, config = self.networks[component].make, self.config_of(component)
+        try:
+            module: torch.nn.Module = on_meta(partial(make, config))
+        except Exception as error:  # the libraries raise whatever their configs' checks raise
+            raise CheckpointDamagedError(
+                f"the config of {component} describes no network",
+                seen=f"{self.checkpoint.component(component).folder}: {str(error)[:200]}",
+            ) from error
+        return module
+
+    def _match(self, component: str, module: torch.nn.Module) -> dict[str, Piece]:
+        network = self.networks[component]
+        shapes = shapes_of(module)
+        part = self.checkpoint.component(component)
+        rows = network.rows(shapes)
+        self._pieces[component] = match(part, shapes, rows, ignored=network.ignored)
+        return self._pieces[component]
+
+
+# --- small files ---------------------------------------------------------------------------------
+
+
+def check_tokenizer_files(component: Component, sets: Sequence[Sequence[str]]) -> None:
+    """See that the vocabulary is there: without it the libraries quietly make an empty one."""
+    if not any(all((component.folder / file).is_file() for file in files) for files in sets):
+        raise CheckpointIncompleteError(
+            f"the {component.name} has no vocabulary",
+            seen=component.folder,
+            allowed=" or ".join(" with ".join(files) for files in sets),
+        )
+
+
+def open_tokenizer(kind: Any, component: Component) -> Any:
+    """Return a tokenizer of a class of transformers."""
+    try:
+        return kind.from_pretrained(component.folder, local_files_only=True)
+    except Exception as error:  # the libraries raise whatever their parsers raise
+        first = (str(error).splitlines() or [""])[0]
+        raise CheckpointDamagedError(
+            f"the {component.name} cannot be loaded",
+            seen=f"{component.folder}: {type(error).__name__}: {first[:200]}",
+            hint="its vocabulary files are missing or damaged, or of a newer transformers version",
+        ) from error
+
+
+def check_ids(ids: torch.Tensor, vocabulary: int, name: str) -> None:
+    """See that an encoder knows every token its tokenizer gave.
+
+    Raises:
+        TensorMismatchError: it does not; they are of different models.
+    """
+    if int(ids.max()) >= vocabulary:
+        raise TensorMismatchError(
+            f"the tokenizer of {name} is of another model",
+            seen=f"token {int(ids.max())}",
+            allowed=f"{vocabulary} tokens in the encoder's vocabulary",
+        )
