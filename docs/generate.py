@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 HEAD = "<!-- Written by docs/generate.py from the code; do not edit. -->\n\n"
-COMMANDS = ("generate", "edit", "eval-set", "models", "check", "convert", "pull", "show", "doctor")
+COMMANDS = (
+    "generate", "edit", "eval-set", "models", "check", "convert", "pull", "show", "trace",
+    "verify determinism", "verify parity", "verify traces", "doctor",
+)  # fmt: skip
 SIGNALS = [(130, "Ctrl-C (SIGINT)"), (143, "SIGTERM")]
 
 
@@ -27,8 +30,8 @@ def errors_page() -> Iterator[str]:
     yield (
         "Every error says what happened, the value seen, what is allowed, and what to do next. The "
         "command line prints it on standard error and exits with the code below; `--debug` adds "
-        "the traceback. The Python library raises the class. Exit code 0 is success, 1 is a bug in "
-        "danqing, and 2 is also what a mistyped option gives.\n"
+        "the traceback. The Python library raises the class. Exit code 0 is success, 1 a bug in "
+        "danqing (of `danqing verify`, a verdict that failed), 2 also a mistyped option.\n"
     )
     yield "| class | exit code | HTTP status | meaning |\n|---|---|---|---|"
     yield from _error_rows(DanqingError, 0)
@@ -89,7 +92,7 @@ def commands_page() -> Iterator[str]:
 
     yield "# Commands\n"
     yield "Underscores and dashes in option names are the same: `--model_path` is `--model-path`.\n"
-    for words in [[], *([command] for command in COMMANDS)]:
+    for words in [[], *(command.split() for command in COMMANDS)]:
         title = " ".join(["danqing", *words])
         text = CliRunner().invoke(app, [*words, "--help"], prog_name="danqing").stdout
         lines = "\n".join(line.rstrip() for line in text.strip().splitlines())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing import devices, models, plan, weights
+from danqing.arrays import Array
 from danqing.errors import BrokenPictureError, DanqingError, DoesNotFitError, RequestError
 from danqing.request import (
     Generation,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from danqing.models.base import Model, ModelSpec
-    from danqing.request import Listener
+    from danqing.request import Inside, Listener, Probe
 
 RANDOM_SEED_BITS = 32
 MAX_BATCH = 64
@@ -70,6 +71,7 @@ class Engine:
         self._loads: list[StageCost] = []
         self._batch_bits: dict[tuple[int, ...], dict[str, Any]] = {}
         self._encoded: dict[tuple[Any, ...], tuple[Any, tuple[str, ...]]] = {}
+        self._hooks: _Hooks | None = None
 
     @classmethod
     def open(
@@ -112,6 +114,11 @@ class Engine:
         self.checkpoint.close()
         self._device.release()
 
+    @property
+    def threads(self) -> int | None:
+        """Threads that compute, where their number can change the bits of a result."""
+        return self._device.threads
+
     def resolve(self, request: Request) -> tuple[Request, tuple[str, ...]]:
         """Fill in the model's defaults; return the request with notes for the user.
 
@@ -119,6 +126,13 @@ class Engine:
             RequestError: a setting cannot be, or would have no effect in this model.
         """
         return self.spec.resolve(request)
+
+    def with_seed(self, request: Request) -> Request:
+        """Give a request without a seed the model's own, or a random one."""
+        if request.seed is not None:
+            return request
+        seed = self.spec.defaults.get("seed", secrets.randbits(RANDOM_SEED_BITS))
+        return request.replace(seed=seed)
 
     def load(self, listen: Listener | None = None) -> None:
         """Read all weights now rather than at the first picture (if the plan keeps them)."""
@@ -157,24 +171,66 @@ class Engine:
         request = prompt if isinstance(prompt, Request) else Request(prompt=prompt, **settings)
         if isinstance(prompt, Request) and settings:
             request = prompt.replace(**settings)
-        request = self._with_seed(request)
+        request = self.with_seed(request)
         pictures = tuple(self.paint(request, batch=batch, listen=listen))
         return Generation(pictures=pictures, request=self.resolve(request)[0])
 
+    def probe(self, request: Request, probe: Probe, *, inside: Inside | None = None) -> Picture:
+        """Make one picture with every joint of the run shown to a probe.
+
+        Nothing of an earlier run is reused. What the probe returns is taken in a tensor's place,
+        cast to its dtype: so another run's noise, or its input to any step, can be put in.
+
+        Args:
+            request: for one picture.
+            probe: is shown the tensors.
+            inside: which layers' outputs it is shown as well, and may replace.
+
+        Raises:
+            RequestError: the request is for several pictures.
+        """
+        if request.num_images_per_prompt != 1:
+            raise RequestError(
+                "one picture at a time is looked into", seen=request.num_images_per_prompt,
+                allowed="1",
+            )  # fmt: skip
+        self._encoded.clear()
+        self._hooks = _Hooks(probe, inside) if inside else None
+        for name, module in self._modules.items():
+            self._watch(name, module)
+        try:
+            (picture,) = self.paint(request, probe=probe)
+        finally:
+            if self._hooks:
+                self._hooks.remove()
+            self._hooks = None
+            self._encoded.clear()
+        return picture
+
+    def _watch(self, name: str, module: Any) -> None:
+        if self._hooks:
+            self._hooks.add(name, module)
+
     def paint(
-        self, request: Request, *, batch: int = 1, listen: Listener | None = None
+        self,
+        request: Request,
+        *,
+        batch: int = 1,
+        listen: Listener | None = None,
+        probe: Probe | None = None,
     ) -> Iterator[Picture]:
         """Yield the pictures of one request as they are finished; arguments as in `generate`."""
         if not 1 <= batch <= MAX_BATCH:
             raise RequestError("batch is out of range", seen=batch, allowed=f"1 to {MAX_BATCH}")
         # 1. What is asked, with every default filled in.
-        request, notes = self.resolve(self._with_seed(request))
+        request, notes = self.resolve(self.with_seed(request))
         self._device.prepare()
         costs, self._loads = self._loads, []  # what was read beforehand, the first picture pays
         try:
             # 2. The prompt becomes conditioning, once for all its pictures.
             conditioning, more = self._encode(request, costs, listen)
-            work = _Work(request, conditioning, notes + more, listen)
+            look = _Look(probe)
+            work = _Work(request, look.through(conditioning), notes + more, listen, look)
             # 3. Noise becomes latents becomes pixels, one picture or batch after the other.
             for first in range(0, request.num_images_per_prompt, batch):
                 indexes = range(first, min(first + batch, request.num_images_per_prompt))
@@ -214,7 +270,13 @@ class Engine:
     ) -> list[Picture]:
         """Make some pictures together; `before` is what was spent on them until here."""
         requests = [work.request.single(index) for index in indexes]
-        drawn = [self._model.draw(request, request.seed or 0) for request in requests]
+        drawn = [
+            [
+                work.look(f"draw/{number}", tensor)
+                for number, tensor in enumerate(self._model.draw(request, request.seed or 0))
+            ]
+            for request in requests
+        ]
         costs = list(before)
         images = self._render(work, drawn, indexes, costs)
         bits = self._batch_finding(work, drawn, images, indexes)
@@ -246,14 +308,14 @@ class Engine:
         steps = request.num_inference_steps or 0
         modules = self._load(self._model.needs("denoise", request), costs, work.listen)
         with self._stage("denoise", costs, pictures=count, steps=steps):
-            watch = _StepWatch(self._device, _item(indexes), steps, work.listen)
+            watch = _StepWatch(self._device, _item(indexes), steps, work)
             latents = self._model.denoise(modules, work.conditioning, drawn, request, watch)
             if (bad := watch.first_bad_step()) is not None:
                 raise self._not_finite("denoise", f"the latents after step {bad} of {steps}")
         self._drop_stage("denoise")
         modules = self._load(self._model.needs("decode", request), costs, work.listen)
         with self._stage("decode", costs, pictures=count):
-            pixels = self._model.decode(modules, latents, request)
+            pixels = work.look("decode/pixels", self._model.decode(modules, latents, request))
             if not bool(pixels.isfinite().all()):
                 raise self._not_finite("decode", "the pixels")
         self._drop_stage("decode")
@@ -314,6 +376,7 @@ class Engine:
             if name not in self._modules:
                 with self._stage("load", costs, component=name):
                     self._modules[name] = self._build(name, listen)
+                    self._watch(name, self._modules[name])
         return {name: self._modules[name] for name in names}
 
     def _build(self, name: str, listen: Listener | None) -> Any:
@@ -383,17 +446,12 @@ class Engine:
             return {"size": 1}
         shape = (len(drawn), work.request.height or 0, work.request.width or 0)
         if shape not in self._batch_bits:
-            alone = self._render(replace(work, listen=None), drawn[-1:], indexes[-1:], [])[0]
+            quiet = replace(work, listen=None, look=_Look(None))
+            alone = self._render(quiet, drawn[-1:], indexes[-1:], [])[0]
             self._batch_bits[shape] = {"size": len(drawn), **_difference(alone, images[-1])}
         return self._batch_bits[shape]
 
     # --- provenance ------------------------------------------------------------------------------
-
-    def _with_seed(self, request: Request) -> Request:
-        if request.seed is not None:
-            return request
-        seed = self.spec.defaults.get("seed", secrets.randbits(RANDOM_SEED_BITS))
-        return request.replace(seed=seed)
 
     @cached_property
     def _origin(self) -> Provenance:
@@ -438,27 +496,103 @@ class _Work:
     conditioning: Any
     notes: tuple[str, ...]
     listen: Listener | None
+    look: _Look
+
+
+class _Look:
+    """Shows tensors to a probe, and takes what it returns in their place."""
+
+    def __init__(self, probe: Probe | None) -> None:
+        self._probe = probe
+
+    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if self._probe is None:
+            return tensor
+        other = self._probe(name, _to_array(tensor))
+        return tensor if other is None else _to_tensor(other).to(tensor.device, tensor.dtype)
+
+    def through(self, conditioning: Any) -> Any:
+        """Show every tensor of a conditioning; return it with what came back."""
+        if self._probe is None:
+            return conditioning
+        changed: dict[str, Any] = {}
+        for name, value in vars(conditioning).items():
+            if isinstance(value, tuple):
+                parts = (self(f"encode/{name}/{i}", one) for i, one in enumerate(value))
+                changed[name] = tuple(parts)
+            else:
+                changed[name] = self(f"encode/{name}", value)
+        return replace(conditioning, **changed)
+
+
+class _Hooks:
+    """Shows layers' outputs to a probe."""
+
+    def __init__(self, probe: Probe, inside: Inside) -> None:
+        self._look = _Look(probe)
+        self._inside = inside
+        self._handles: list[Any] = []
+
+    def add(self, component: str, module: Any) -> None:
+        """Watch every layer of a network."""
+        for path, layer in module.named_modules():
+            if path:
+                self._handles.append(layer.register_forward_hook(self._hook(component, path)))
+
+    def remove(self) -> None:
+        """Watch nothing any more."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, component: str, path: str) -> Any:
+        calls = 0
+
+        def hook(_: Any, __: Any, output: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if not self._inside(component, path, calls):
+                return None
+            return self._through(f"inside/{component}/{path}/{calls:04}", output)
+
+        return hook
+
+    def _through(self, name: str, output: Any) -> Any:
+        """Show what a layer gave, a tensor or a tuple of such; anything else is left alone."""
+        import torch
+
+        if isinstance(output, torch.Tensor):
+            return self._look(f"{name}/0", output) if output.is_floating_point() else output
+        if type(output) is tuple:
+            return tuple(
+                self._look(f"{name}/{number}", one) if isinstance(one, torch.Tensor) else one
+                for number, one in enumerate(output)
+            )
+        return None
 
 
 class _StepWatch:
     """Reports each denoising step, and remembers on the device whether its latents were finite."""
 
-    def __init__(
-        self, device: devices.Device, item: str, total: int, listen: Listener | None
-    ) -> None:
+    def __init__(self, device: devices.Device, item: str, total: int, work: _Work) -> None:
         self._device = device
         self._item = item
         self._total = total
-        self._listen = listen
+        self._listen = work.listen
+        self._look = work.look
         self._finite: list[torch.Tensor] = []
         self._start = time.perf_counter()
 
-    def __call__(self, step: int, latents: torch.Tensor) -> None:
+    def __call__(self, step: int, latents: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
+        self._look(f"denoise/{step:04}/velocity", velocity)
+        latents = self._look(f"denoise/{step:04}/latents", latents)
         self._finite.append(latents.isfinite().all())
-        if self._listen is None:
-            return
+        if self._listen is not None:
+            self._report(step, self._listen)
+        return latents
+
+    def _report(self, step: int, listen: Listener) -> None:
         self._device.synchronize()  # or the time shown would be that of asking, not of computing
-        self._listen(
+        listen(
             Progress(
                 stage="denoise",
                 item=self._item,
@@ -482,6 +616,23 @@ def _tensors(conditioning: Any) -> Iterator[tuple[str, torch.Tensor]]:
     for name, value in vars(conditioning).items():
         for tensor in value if isinstance(value, tuple) else (value,):
             yield name, tensor
+
+
+def _to_array(tensor: torch.Tensor) -> Array:
+    import torch
+
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    held = tensor.detach().cpu().contiguous()
+    bits = (held.view(torch.uint16) if dtype == "bfloat16" else held).numpy()
+    bits.flags.writeable = False  # on a CPU it is the run's own memory
+    return Array(dtype, bits)
+
+
+def _to_tensor(array: Array) -> torch.Tensor:
+    import torch
+
+    found = torch.from_numpy(array.bits.copy())
+    return found.view(torch.bfloat16) if array.dtype == "bfloat16" else found
 
 
 def _item(indexes: Sequence[int]) -> str:

@@ -131,6 +131,13 @@ class OutputError(DanqingError):
     http_status = 507
 
 
+class TraceError(DanqingError):
+    """A trace cannot be read, or two cannot be compared."""
+
+    exit_code = 10
+    http_status = 400
+
+
 class InstallationError(DanqingError):
     """A library danqing needs is missing or cannot be loaded."""
 

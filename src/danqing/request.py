@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from pydantic_core import ErrorDetails
 
+    from danqing.arrays import Array
+
 MAX_PROMPT_CHARACTERS = 8000
 """Sixteen times what the longest text encoder reads (512 tokens); more is a mistaken file."""
 MAX_SEED = 2**64 - 1
@@ -407,6 +409,18 @@ class Progress:
 
 Listener: TypeAlias = "Callable[[Progress], None]"
 """Is told of progress; an exception it raises ends the work."""
+
+
+Probe: TypeAlias = "Callable[[str, Array], Array | None]"
+"""Is shown each tensor at the joints of a run; what it returns is taken in its place.
+
+The joints, in order: `encode/NAME`, `draw/NUMBER` (0 is the noise), for each step
+`denoise/STEP/velocity` and `denoise/STEP/latents`, and `decode/pixels`."""
+
+
+Inside: TypeAlias = "Callable[[str, str, int], bool]"
+"""Says which layers' outputs a probe is shown too: of a component, by path, and how many times the
+layer was called in this run (from 1). Their names are `inside/COMPONENT/PATH/CALL/NUMBER`."""
 
 
 class Runner(Protocol):

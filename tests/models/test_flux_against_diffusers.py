@@ -31,9 +31,12 @@ def stages(
         conditioning, _ = model.encode(load["encode"], request)
         steps: list[torch.Tensor] = []
         drawn = [model.draw(request, request.seed)]
-        latents = model.denoise(
-            load["denoise"], conditioning, drawn, request, lambda _, now: steps.append(now.clone())
-        )
+
+        def keep_step(_: int, now: torch.Tensor, __: torch.Tensor) -> torch.Tensor:
+            steps.append(now.clone())
+            return now
+
+        latents = model.denoise(load["denoise"], conditioning, drawn, request, keep_step)
         return conditioning, steps, model.decode(load["decode"], latents, request)
 
 

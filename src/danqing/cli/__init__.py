@@ -213,6 +213,169 @@ def eval_set(
     )
 
 
+DeviceFlag = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="As in generate.  [default: auto]")
+]
+DtypeFlag = Annotated[
+    str, typer.Option("--dtype", metavar="NAME", help="As in generate.  [default: auto]")
+]
+PlacementFlag = Annotated[
+    str, typer.Option("--placement", metavar="NAME", help="As in generate.  [default: auto]")
+]
+ModelFlag = Annotated[
+    str,
+    typer.Option("--model-path", "-m", metavar="PLACE", help="The weights.  [default: pocket]"),
+]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress.")]
+RequireFlag = Annotated[
+    str, typer.Option(metavar="RUNG", help="identical: exit with 1 if it is not; or any.")
+]
+
+
+@app.command()
+@request_options
+@_guarded
+def trace(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shows.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="Where the trace goes.")],
+    digests: Annotated[
+        bool, typer.Option("--digests", help="Keep digests alone: a small file.")
+    ] = False,
+    model_path: ModelFlag = "pocket",
+    component: ComponentFlag = None,
+    device: DeviceFlag = "auto",
+    dtype: DtypeFlag = "auto",
+    placement: PlacementFlag = "auto",
+    quiet: QuietFlag = False,
+    **settings: Any,
+) -> None:
+    """Run once and keep the tensors at its joints, to be compared with another run's."""
+    from danqing.cli.verify import TraceJob, run_trace
+
+    job = TraceJob(
+        prompt=prompt,
+        model_path=model_path,
+        components=component or [],
+        device=device,
+        dtype=dtype,
+        placement=placement,
+        settings={name: value for name, value in settings.items() if value is not None},
+    )
+    run_trace(job, out, digests=digests, quiet=quiet)
+
+
+verify = typer.Typer(
+    name="verify",
+    help="Is it the same again? Exits with 1 if a verdict failed.",
+    context_settings=CONTEXT,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(verify)
+
+
+@verify.command()
+@request_options
+@_guarded
+def determinism(
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="What the picture shows.")
+    ] = "three blue mountains under a red sun, a boat on the water",
+    batch: Annotated[
+        int, typer.Option(metavar="N", help="See too what a batch does to the bits.")
+    ] = 0,
+    process: Annotated[
+        bool, typer.Option("--process/--no-process", help="Repeat in another process, too.")
+    ] = True,
+    require: RequireFlag = "identical",
+    model_path: ModelFlag = "pocket",
+    component: ComponentFlag = None,
+    device: DeviceFlag = "auto",
+    dtype: DtypeFlag = "auto",
+    placement: PlacementFlag = "auto",
+    json_report: JsonFlag = False,
+    quiet: QuietFlag = False,
+    **settings: Any,
+) -> None:
+    """Run the same request again, in every way that should change nothing, and compare bits."""
+    from danqing.cli.verify import FAILED, TraceJob, run_determinism
+
+    job = TraceJob(
+        prompt=prompt,
+        model_path=model_path,
+        components=component or [],
+        device=device,
+        dtype=dtype,
+        placement=placement,
+        settings={name: value for name, value in settings.items() if value is not None},
+    )
+    if not run_determinism(
+        job, batch=batch, process=process, require=require, as_json=json_report, quiet=quiet
+    ):
+        raise typer.Exit(FAILED)
+
+
+@verify.command()
+@request_options
+@_guarded
+def parity(
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="What the picture shows.")
+    ] = "three blue mountains under a red sun, a boat on the water",
+    candidate: Annotated[
+        str, typer.Option(metavar="DEVICE", help="What is judged.  [default: auto]")
+    ] = "auto",
+    reference: Annotated[
+        str, typer.Option(metavar="DEVICE", help="What it is compared with.  [default: cpu]")
+    ] = "cpu",
+    require: Annotated[
+        str,
+        typer.Option(
+            metavar="RUNG",
+            help="identical (the same bits), close (every joint within what its precision costs), "
+            "alike (the pictures are), or any: exit with 1 if it is not.  [default: close]",
+        ),
+    ] = "close",
+    model_path: ModelFlag = "pocket",
+    component: ComponentFlag = None,
+    dtype: DtypeFlag = "auto",
+    placement: PlacementFlag = "auto",
+    json_report: JsonFlag = False,
+    quiet: QuietFlag = False,
+    **settings: Any,
+) -> None:
+    """Compare a device with another, joint by joint, and name the first layer that is wrong."""
+    from danqing.cli.verify import FAILED, TraceJob, run_parity
+
+    job = TraceJob(
+        prompt=prompt,
+        model_path=model_path,
+        components=component or [],
+        device=candidate,
+        dtype=dtype,
+        placement=placement,
+        settings={name: value for name, value in settings.items() if value is not None},
+    )
+    if not run_parity(job, reference, require=require, as_json=json_report, quiet=quiet):
+        raise typer.Exit(FAILED)
+
+
+@verify.command()
+@request_options
+@_guarded
+def traces(
+    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="A trace.")],
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="Another.")],
+    require: RequireFlag = "any",
+    json_report: JsonFlag = False,
+) -> None:
+    """Compare two traces joint by joint; no weights are needed."""
+    from danqing.cli.verify import FAILED, run_traces
+
+    if not run_traces(candidate, reference, require=require, as_json=json_report):
+        raise typer.Exit(FAILED)
+
+
 @app.command()
 @request_options
 @_guarded

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Modules = Mapping[str, Any]
     OnBytes = Callable[[int], None]
-    OnStep = Callable[[int, torch.Tensor], None]
+    OnStep = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +202,8 @@ class Model(ABC):
             conditioning: from `encode`.
             drawn: from `draw`, one entry a picture; moved and cast here.
             request: resolved.
-            on_step: called with the number of steps done and the latents after each.
+            on_step: called after each step with the number of steps done, the latents, and the
+                velocity that led to them; it returns the latents to go on with.
         """
 
     @abstractmethod

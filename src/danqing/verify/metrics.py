@@ -1,4 +1,4 @@
-"""Measures between two pictures of equal size; plain functions of pixels, in float64."""
+"""Measures between two pictures, or two tensors, of equal size; plain functions, in float64."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from danqing.errors import RequestError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
+
+    from danqing.arrays import Array
 
     Values = NDArray[np.float64]
 
@@ -112,3 +114,100 @@ def _blur(values: Values) -> Values:
     rows = sum(weight * values[k : k + height] for k, weight in enumerate(weights))
     blurred: Values = sum(weight * rows[:, k : k + width] for k, weight in enumerate(weights))
     return blurred
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """How far a tensor is from a reference of the same shape.
+
+    Attributes:
+        largest: largest absolute difference.
+        mean: mean absolute difference.
+        mse: mean squared difference.
+        relative: L2 norm of the difference over that of the reference; infinite if that is zero.
+        cosine: cosine of the angle between the two, as vectors; 1 if both are zero.
+        ulps: largest number of representable values between two entries, in the coarser of the
+            dtypes; None where something is not finite.
+        not_finite: entries of the candidate that are NaN or infinite where the reference's are not.
+    """
+
+    largest: float
+    mean: float
+    mse: float
+    relative: float
+    cosine: float
+    ulps: int | None
+    not_finite: int
+
+
+def distance(candidate: Array, reference: Array) -> Distance:
+    """Measure a tensor against a reference, in float64.
+
+    Raises:
+        RequestError: their shapes differ.
+    """
+    if candidate.shape != reference.shape:
+        raise RequestError(
+            "tensors of different shapes cannot be compared",
+            seen=f"{list(candidate.shape)} and {list(reference.shape)}",
+        )
+    first, second = candidate.values(), reference.values()
+    sound = np.isfinite(first) & np.isfinite(second)
+    bad = int((~np.isfinite(first) & np.isfinite(second)).sum())
+    first, second = first[sound], second[sound]
+    if not first.size:
+        return Distance(
+            largest=math.nan, mean=math.nan, mse=math.nan, relative=math.nan, cosine=math.nan,
+            ulps=None, not_finite=bad,
+        )  # fmt: skip
+    away = first - second
+    norm_1, norm_2, norm = (float(np.linalg.norm(one)) for one in (first, second, away))
+    return Distance(
+        largest=float(np.abs(away).max()),
+        mean=float(np.abs(away).mean()),
+        mse=float(np.square(away).mean()),
+        relative=norm / norm_2 if norm_2 else (math.inf if norm else 0.0),
+        cosine=_cosine(first, second, norm_1, norm_2),
+        ulps=_ulps(candidate, reference) if sound.all() else None,
+        not_finite=bad,
+    )
+
+
+def _cosine(first: Values, second: Values, norm_1: float, norm_2: float) -> float:
+    if not norm_1 or not norm_2:
+        return 1.0 if norm_1 == norm_2 else 0.0
+    cosine = float(np.dot((first / norm_1).ravel(), (second / norm_2).ravel()))
+    return max(-1.0, min(1.0, cosine))
+
+
+_COARSE = ("bfloat16", "float16", "float32", "float64")
+
+
+def _ulps(candidate: Array, reference: Array) -> int:
+    """Return the largest distance in units in the last place, in the coarser dtype.
+
+    Bits of a float, read as a whole number with the sign folded in, count its values in order.
+    """
+    dtypes = {candidate.dtype, reference.dtype}
+    dtype = next((name for name in _COARSE if name in dtypes), None)
+    if dtype is None:
+        return int(np.abs(candidate.bits - reference.bits).max())
+    first, second = (_ordered(one.values(), dtype) for one in (candidate, reference))
+    return int(np.abs(first - second).max())
+
+
+def _ordered(values: Values, dtype: str) -> NDArray[np.int64]:
+    if dtype == "bfloat16":
+        bits = values.astype(np.float32).view(np.uint32)
+        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> 16
+        whole, sign = rounded.astype(np.int64), 1 << 15
+    elif dtype == "float16":
+        whole, sign = values.astype(np.float16).view(np.uint16).astype(np.int64), 1 << 15
+    elif dtype == "float32":
+        whole, sign = values.astype(np.float32).view(np.uint32).astype(np.int64), 1 << 31
+    else:
+        whole = values.view(np.int64)
+        folded: NDArray[np.int64] = np.where(whole < 0, np.int64(-(2**63)) - whole, whole)
+        return folded
+    counted: NDArray[np.int64] = np.where(whole >= sign, sign - whole, whole)
+    return counted

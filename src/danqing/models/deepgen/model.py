@@ -313,7 +313,7 @@ class DeepGenModel(NetworksModel):
                 away, towards = velocity.chunk(2)
                 velocity = away + guidance * (towards - away)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-            on_step(step, latents)
+            latents = on_step(step, latents, velocity)
         return latents
 
     def decode(self, modules: Modules, latents: torch.Tensor, request: Request) -> torch.Tensor:  # noqa: ARG002

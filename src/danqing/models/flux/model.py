@@ -192,7 +192,7 @@ class FluxModel(NetworksModel):
             time = timestep.expand(count).to(latents.dtype) / 1000
             velocity = transformer(hidden_states=latents, timestep=time, **constant)[0]
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-            on_step(step, latents)
+            latents = on_step(step, latents, velocity)
         return sampling.unpack(latents, height, width)
 
     def decode(self, modules: Modules, latents: torch.Tensor, request: Request) -> torch.Tensor:  # noqa: ARG002

@@ -1,0 +1,362 @@
+"""Does this device compute what that one does? Error by joint, judged by what precision costs.
+
+A *reference* runs in the same dtype as the *candidate*; an *exact* run is the CPU in float32. All
+have the same noise. The candidate runs twice: free, so that its drift is seen as a user sees it;
+and forced, every stage and step given the reference's own input, so that each joint's error is its
+own.
+
+The noise floor of a joint is what the dtype costs there anyway: the reference, forced by the exact
+run, against the exact run. In float32, where that is nothing, it is what moving every forced input
+by one unit in the last place does, and at least `LEAST`. The rule: a joint may be off by `FACTOR`
+times its floor. Errors are relative L2 norms.
+
+When a joint is beyond its limit, the search goes on inside the network it comes from, in the same
+way: first by blocks, then by the layers of the first block that fails.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from danqing.arrays import Array
+from danqing.verify.metrics import Difference, compare, distance
+from danqing.verify.trace import Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from danqing.request import Inside, Picture, Request
+    from danqing.verify.determinism import Probed
+    from danqing.verify.trace import Trace
+
+FACTOR = 3.0
+"""Two honest runs in one dtype are about 1.4 floors apart, their roundings being independent."""
+LEAST = 2e-6
+"""Floor of any joint, relative: float32 sums of thousands of terms in another order."""
+MARGIN_DB = 3.0
+"""By how much the free picture may be farther off than precision alone puts it."""
+RUNGS = ("identical", "close", "alike")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointVerdict:
+    """One joint of the forced run.
+
+    Attributes:
+        name: of the joint.
+        port: relative L2 error of the candidate against the reference, both given the same input.
+        precision: the floor: what the dtype costs there.
+        limit: what `port` may be.
+        drift: relative L2 error of the candidate's free run against the reference's.
+        identical: whether the free runs have the same bits there.
+    """
+
+    name: str
+    port: float
+    precision: float
+    limit: float
+    drift: float
+    identical: bool
+
+    @property
+    def stage(self) -> str:
+        """The part of the run it belongs to."""
+        return self.name.split("/")[0]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within its limit; what is not finite is not."""
+        return self.port <= self.limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The verdict.
+
+    Attributes:
+        joints: all that are judged, in order; the noise is not.
+        candidate: the candidate's free picture and what made it.
+        reference: the reference's trace.
+        picture: the candidate's picture against the reference's.
+        precision: the reference's picture against the exact one: what the dtype alone costs.
+        culprit: the first layer that fails, if a joint did and the search found one.
+        search: how it got there.
+    """
+
+    joints: tuple[JointVerdict, ...]
+    candidate: Picture
+    reference: Trace
+    picture: Difference
+    precision: Difference
+    culprit: str | None = None
+    search: tuple[str, ...] = ()
+
+    @property
+    def first_failure(self) -> JointVerdict | None:
+        """The first joint beyond its limit."""
+        return next((joint for joint in self.joints if not joint.passed), None)
+
+    @property
+    def rung(self) -> str | None:
+        """The best of `RUNGS` that it reached; None if not even the pictures are alike."""
+        if all(joint.identical for joint in self.joints):
+            return "identical"
+        if self.first_failure is None:
+            return "close"
+        least = min(self.precision.psnr, 60.0) - MARGIN_DB
+        return "alike" if self.picture.psnr >= least else None
+
+    def reaches(self, rung: str) -> bool:
+        """Say whether it is at least as good as a rung."""
+        return self.rung is not None and RUNGS.index(self.rung) <= RUNGS.index(rung)
+
+
+def check_parity(
+    *,
+    exact: Callable[[], Probed],
+    reference: Callable[[], Probed],
+    candidate: Callable[[], Probed],
+    request: Request,
+    folder: Path,
+) -> Parity:
+    """Run exact, reference and candidate, one after the other, and judge every joint.
+
+    Each is opened when its turn comes and closed after it, so that one at a time is in memory.
+
+    Args:
+        exact: opens the CPU in float32.
+        reference: opens the reference, in the candidate's dtype.
+        candidate: opens what is judged.
+        request: resolved, for one picture.
+        folder: for the traces, which the caller removes.
+    """
+    runs = _Runs(exact=exact, reference=reference, candidate=candidate, request=request)
+    truth, truth_picture = runs.run(exact, folder / "exact.trace")
+    base, base_picture = runs.run(reference, folder / "reference.trace")
+    floors = runs.floors(truth, folder)
+    free, picture = runs.run(candidate, folder / "free.trace", teacher=_noise_of(base))
+    own, _ = runs.run(candidate, folder / "forced.trace", teacher=_or_none(base))
+    joints = tuple(
+        JointVerdict(
+            name=name,
+            port=_off(own, base, name),
+            precision=floors[name],
+            limit=FACTOR * floors[name],
+            drift=_off(free, base, name),
+            identical=free.joints[name].sha256 == base.joints[name].sha256,
+        )
+        for name in _judged(base)
+    )
+    failed = next((joint for joint in joints if not joint.passed), None)
+    culprit, search = (None, ()) if failed is None else _drill(runs, base, failed.name, folder)
+    return Parity(
+        joints=joints,
+        candidate=picture,
+        reference=base,
+        picture=compare(picture.image, base_picture.image),
+        precision=compare(base_picture.image, truth_picture.image),
+        culprit=culprit,
+        search=search,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Runs:
+    """Opens, runs and closes; one engine at a time is in memory."""
+
+    exact: Callable[[], Probed]
+    reference: Callable[[], Probed]
+    candidate: Callable[[], Probed]
+    request: Request
+
+    def run(
+        self,
+        opened: Callable[[], Probed],
+        path: Path,
+        *,
+        teacher: Callable[[str], Array | None] = lambda _: None,
+        change: Callable[[str, Array], Array] = lambda _, array: array,
+        inside: Inside | None = None,
+    ) -> tuple[Trace, Picture]:
+        """Run the request, keep what it computes, and let it go on with a teacher's tensors."""
+        engine = opened()
+        with Recorder(path) as recorder:
+
+            def probe(name: str, array: Array) -> Array | None:
+                recorder(name, array)
+                given = teacher(name)
+                return None if given is None else change(name, given)
+
+            picture = engine.probe(self.request, probe, inside=inside)
+            engine.close()
+            told = picture.record()
+            kept = {key: told[key] for key in ("request", "provenance", "stages", "picture")}
+            return recorder.finish(kept), picture
+
+    def floors(
+        self, truth: Trace, folder: Path, *, inside: Inside | None = None
+    ) -> dict[str, float]:
+        """Return the floor of each joint: what precision costs there, given the exact inputs."""
+        path, teach = folder / "floor.trace", _or_none(truth)
+        forced, _ = self.run(self.reference, path, teacher=teach, inside=inside)
+        if _dtype(forced) == "float32":
+            forced, _ = self.run(self.exact, path, teacher=teach, change=_moved, inside=inside)
+        return {name: max(_off(forced, truth, name), LEAST) for name in _judged(truth)}
+
+
+# --- which layer ---------------------------------------------------------------------------------
+
+_NETWORK = {"decode": ("vae",)}
+"""Components that a stage's joints come from, where they are known; else all are looked into."""
+
+
+def _drill(
+    runs: _Runs, base: Trace, joint: str, folder: Path
+) -> tuple[str | None, tuple[str, ...]]:
+    """Find the first layer that fails on the way to a joint; return it and how it was found."""
+    stage, _, rest = joint.partition("/")
+    call = int(rest.split("/")[0]) if stage == "denoise" else None
+    parts = ("transformer",) if stage == "denoise" else _NETWORK.get(stage)
+
+    def here(component: str, times: int) -> bool:
+        if parts is not None:
+            return component in parts and times == (call or times)
+        return component not in ("transformer", "vae")
+
+    log = [f"{joint} is the first joint beyond its limit"]
+    block = _first_inside(
+        runs, base, folder, lambda c, path, n: here(c, n) and _is_block(path), log
+    )
+    if block is None:
+        return None, tuple(log)
+    component, path = block
+    layer = _first_inside(
+        runs, base, folder,
+        lambda c, p, n: c == component and here(c, n) and (p == path or p.startswith(f"{path}.")),
+        log,
+    )  # fmt: skip
+    return "/".join(layer or block), tuple(log)
+
+
+def _is_block(path: str) -> bool:
+    """Say whether a layer is a block: a numbered one outside others, or one that has no number."""
+    numbers = [word for word in path.split(".") if word.isdigit()]
+    return not numbers or (len(numbers) == 1 and path.rsplit(".", 1)[-1].isdigit())
+
+
+def _first_inside(
+    runs: _Runs, base: Trace, folder: Path, inside: Inside, log: list[str]
+) -> tuple[str, str] | None:
+    """Return component and path of the first layer beyond its limit, given the reference's inputs.
+
+    Each layer's output is put right after it was seen, so that the next one's error is its own; a
+    layer that holds others comes after them, and answers only for what it does itself.
+    """
+    truth, _ = runs.run(
+        runs.exact, folder / "inside-exact.trace", teacher=_or_none(base), inside=inside
+    )
+    floors = runs.floors(truth, folder, inside=inside)
+    right, _ = runs.run(
+        runs.reference, folder / "inside-reference.trace", teacher=_or_none(base), inside=inside
+    )
+    own, _ = runs.run(
+        runs.candidate, folder / "inside.trace", teacher=_or_none(right), inside=inside
+    )
+    looked_at = [name for name in right.joints if name.startswith("inside/")]
+    for name in looked_at:
+        if name not in own.joints:
+            continue  # it was not run: what should have run it answers for that
+        off, limit = _off(own, right, name), FACTOR * floors.get(name, LEAST)
+        if off > limit:
+            _, component, *path, _call, _number = name.split("/")
+            log.append(
+                f"{component}/{'/'.join(path)}: {off:.2e}, limit {limit:.2e}; first of "
+                f"{len(looked_at)} looked at"
+            )
+            return component, "/".join(path)
+    log.append(f"none of {len(looked_at)} layers is beyond its limit")
+    return None
+
+
+def _or_none(trace: Trace) -> Callable[[str], Array | None]:
+    return lambda name: trace.read(name) if name in trace.joints else None
+
+
+def _dtype(trace: Trace) -> str:
+    return str(trace.about["provenance"]["dtype"])
+
+
+def _judged(trace: Trace) -> list[str]:
+    return [name for name in trace.joints if not name.startswith("draw/")]
+
+
+def _noise_of(trace: Trace) -> Callable[[str], Array | None]:
+    return lambda name: trace.read(name) if name.startswith("draw/") else None
+
+
+def _moved(name: str, array: Array) -> Array:
+    """Move every value by one unit in the last place, up or down, by a fixed coin for each."""
+    if array.dtype not in ("float32", "float64"):
+        return array
+    random = np.random.default_rng([len(name), *name.encode()])
+    towards = np.where(random.random(array.bits.shape) < 0.5, -np.inf, np.inf)  # noqa: PLR2004
+    return Array(array.dtype, np.nextafter(array.bits, towards.astype(array.bits.dtype)))
+
+
+def _off(trace: Trace, reference: Trace, name: str) -> float:
+    """Return the relative L2 error of a joint; infinite where it is missing or not finite."""
+    if name not in trace.joints or trace.joints[name].shape != reference.joints[name].shape:
+        return math.inf
+    if trace.joints[name].sha256 == reference.joints[name].sha256:
+        return 0.0
+    found, wanted = trace.read(name), reference.read(name)
+    if found is None or wanted is None:
+        return math.inf
+    far = distance(found, wanted)
+    return math.inf if far.not_finite or math.isnan(far.relative) else far.relative
+
+
+def report(found: Parity) -> dict[str, Any]:
+    """Return the verdict as JSON types."""
+
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    def shown(difference: Difference) -> Mapping[str, Any]:
+        return {
+            "psnr_db": finite(difference.psnr),
+            "ssim": difference.ssim,
+            "mse": difference.mse,
+            "mean_difference": difference.mean,
+            "largest_difference": difference.largest,
+        }
+
+    bad = found.first_failure
+    return {
+        "rung": found.rung,
+        "first_failure": None if bad is None else bad.name,
+        "culprit": found.culprit,
+        "search": list(found.search),
+        "factor": FACTOR,
+        "joints": [
+            {
+                "name": joint.name,
+                "passed": joint.passed,
+                "port": finite(joint.port),
+                "precision": joint.precision,
+                "limit": joint.limit,
+                "drift": finite(joint.drift),
+                "identical": joint.identical,
+            }
+            for joint in found.joints
+        ],
+        "picture": shown(found.picture),
+        "precision": shown(found.precision),
+        "reference": dict(found.reference.about["provenance"]),
+        "candidate": found.candidate.record()["provenance"],
+    }

@@ -1,0 +1,220 @@
+"""A trace: the tensors at the joints of one run, in order, in a file that travels.
+
+The file is a safetensors file: any reader of those can open it. Its metadata say what ran where; a
+trace of digests alone has no tensors. Two traces are compared without the model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from danqing.arrays import BITS, Array
+from danqing.errors import OutputError, TraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+SCHEMA = 1
+KEY = "danqing.trace"
+_CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+_NAMES = {name: code for code, name in _CODES.items()}
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joint:
+    """One tensor of a trace.
+
+    Attributes:
+        name: `encode/...`, `draw/...`, `denoise/STEP/...` or `decode/...`.
+        dtype: PyTorch's name.
+        shape: sides.
+        sha256: digest of dtype, shape and bytes.
+        start: its first byte in the file; None in a trace of digests.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    start: int | None = None
+
+    @property
+    def stage(self) -> str:
+        """The part of the run it belongs to."""
+        return self.name.split("/")[0]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of it."""
+        return math.prod(self.shape) * int(BITS[self.dtype][-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What a run showed.
+
+    Attributes:
+        joints: in the order they came.
+        about: request, provenance and stages, as in a picture's record.
+        path: the file it was read from.
+    """
+
+    joints: Mapping[str, Joint]
+    about: Mapping[str, Any]
+    path: Path
+
+    def read(self, name: str) -> Array | None:
+        """Return a tensor; None if only its digest was kept."""
+        import numpy as np
+
+        joint = self.joints[name]
+        if joint.start is None:
+            return None
+        count = math.prod(joint.shape)
+        bits = np.fromfile(self.path, BITS[joint.dtype], count=count, offset=joint.start)
+        return Array(joint.dtype, bits.reshape(joint.shape))
+
+
+class Recorder:
+    """Keeps what a run shows: everything, streamed to a file, or digests alone.
+
+    Called with each tensor; as a context manager it writes the file when the work is done, and
+    leaves nothing if it fails.
+    """
+
+    def __init__(self, path: Path, *, digests: bool = False) -> None:
+        """Record to a file; of tensors, or of their digests alone."""
+        self.joints: dict[str, Joint] = {}
+        self._path = path
+        self._digests = digests
+        self._spool: Any = None
+
+    def __enter__(self) -> Self:
+        """Open a temporary file beside the target."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._spool = tempfile.TemporaryFile(dir=self._path.parent)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let the temporary file go."""
+        self._spool.close()
+
+    def __call__(self, name: str, array: Array) -> None:
+        """Keep one tensor."""
+        start = None
+        if not self._digests:
+            start = self._spool.tell()
+            try:
+                self._spool.write(array.data())
+            except OSError as error:
+                raise _unwritable(self._path, error) from error
+        self.joints[name] = Joint(
+            name=name, dtype=array.dtype, shape=array.shape, sha256=array.sha256, start=start
+        )
+
+    def finish(self, about: Mapping[str, Any]) -> Trace:
+        """Write the file, whole or not at all, and return the trace."""
+        header = _header(self.joints, about)
+        unfinished = self._path.with_name(f".{self._path.name}.part")
+        try:
+            with unfinished.open("wb") as file:
+                file.write(len(header).to_bytes(8, "little") + header)
+                self._spool.seek(0)
+                shutil.copyfileobj(self._spool, file)
+            unfinished.replace(self._path)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+        return read_trace(self._path)
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError("the trace cannot be written", seen=f"{path} ({error.strerror or error})")
+
+
+def _header(joints: Mapping[str, Joint], about: Mapping[str, Any]) -> bytes:
+    rows = [
+        {"name": one.name, "dtype": one.dtype, "shape": list(one.shape), "sha256": one.sha256}
+        for one in joints.values()
+    ]
+    told = json.dumps({"schema": SCHEMA, "joints": rows, "about": about}, ensure_ascii=False)
+    table: dict[str, Any] = {"__metadata__": {KEY: told}}
+    for one in joints.values():
+        if one.start is not None:
+            table[one.name] = {
+                "dtype": _NAMES[one.dtype],
+                "shape": list(one.shape),
+                "data_offsets": [one.start, one.start + one.size_bytes],
+            }
+    text = json.dumps(table, ensure_ascii=False).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def read_trace(path: Path) -> Trace:
+    """Open a trace; its tensors are read when they are asked for.
+
+    Raises:
+        TraceError: it is no trace, it is damaged, or of another schema.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= min(size - 8, _MAX_HEADER_BYTES):
+                raise TraceError("this is no trace, or it is cut short", seen=path)
+            table = json.loads(file.read(length))
+        told = json.loads(table["__metadata__"][KEY])
+        joints = [_joint(row, table, 8 + length, size) for row in told["joints"]]
+        about = dict(told["about"])
+    except OSError as error:
+        raise TraceError("the trace cannot be read", seen=f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise TraceError(
+            "this is no trace, or it is damaged",
+            seen=f"{path}: {type(error).__name__}: {str(error)[:120]}",
+            hint="danqing trace writes one",
+        ) from error
+    if told.get("schema") != SCHEMA:
+        raise TraceError(
+            "the trace was written by another version of danqing",
+            seen=f"{path}: schema {told.get('schema')}",
+            allowed=f"schema {SCHEMA}",
+        )
+    return Trace(joints={joint.name: joint for joint in joints}, about=about, path=path)
+
+
+def _joint(row: Mapping[str, Any], table: Mapping[str, Any], base: int, size: int) -> Joint:
+    entry = table.get(row["name"])
+    joint = Joint(
+        name=str(row["name"]),
+        dtype=str(row["dtype"]),
+        shape=tuple(int(side) for side in row["shape"]),
+        sha256=str(row["sha256"]),
+        start=None if entry is None else base + int(entry["data_offsets"][0]),
+    )
+    if joint.dtype not in BITS or any(side < 0 for side in joint.shape):
+        msg = f"{joint.name} is {joint.dtype} {list(joint.shape)}"
+        raise ValueError(msg)
+    if joint.start is not None and not base <= joint.start <= size - joint.size_bytes:
+        msg = f"{joint.name} lies beyond the end"
+        raise ValueError(msg)
+    return joint

@@ -1,0 +1,158 @@
+"""Parity: every planted fault is caught and named, honest differences pass."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import danqing
+from danqing.arrays import Array
+from danqing.verify.parity import FACTOR, check_parity, report
+from tests import faults
+from tests.conftest import run_danqing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from danqing.verify.parity import Parity
+
+PROMPT = "three blue mountains under a red sun, a boat on the water"
+
+
+@pytest.fixture(autouse=True)
+def settings_of_torch() -> Iterator[None]:
+    yield
+    torch.set_num_threads(1)
+    torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
+
+
+def judge(
+    place: str,
+    folder: Path,
+    candidate: Callable[[], danqing.Engine],
+    dtype: str = "float32",
+    **settings: Any,
+) -> Parity:
+    with danqing.open(place, device="cpu") as engine:
+        request, _ = engine.resolve(danqing.Request(prompt=PROMPT, seed=3, **settings))
+    return check_parity(
+        exact=lambda: danqing.open(place, device="cpu", dtype="float32"),
+        reference=lambda: danqing.open(place, device="cpu", dtype=dtype),
+        candidate=candidate,
+        request=request,
+        folder=folder,
+    )
+
+
+def edit() -> dict[str, Any]:
+    small = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    image = Image.fromarray(small).resize((96, 64))
+    return {"height": 64, "width": 64, "num_inference_steps": 2, "image": image}
+
+
+@pytest.mark.parametrize("fault", faults.POCKET, ids=lambda fault: fault.what)
+def test_faults_in_the_pocket_model(fault: faults.Fault, tmp_path: Path) -> None:
+    def candidate() -> danqing.Engine:
+        return faults.plant(danqing.open("pocket", device="cpu", dtype="float32"), fault)
+
+    found = judge("pocket", tmp_path, candidate)
+    assert found.first_failure is not None
+    assert not found.reaches("close")
+    assert faults.is_named(fault, found.culprit, found.first_failure.stage), found.search
+
+
+@pytest.mark.parametrize("fault", faults.DEEPGEN, ids=lambda fault: fault.what)
+def test_faults_in_deepgen(fault: faults.Fault, deepgen: Path, tmp_path: Path) -> None:
+    def candidate() -> danqing.Engine:
+        return faults.plant(danqing.open(deepgen, device="cpu", dtype="float32"), fault)
+
+    found = judge(str(deepgen), tmp_path, candidate, **edit())
+    assert found.first_failure is not None
+    assert faults.is_named(fault, found.culprit, found.first_failure.stage), found.search
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("threads", "one_dnn"), [(1, True), (2, True), (1, False)])
+def test_honest_differences_pass(dtype: str, threads: int, one_dnn: bool, tmp_path: Path) -> None:
+    """Another number of threads, other kernels: other bits, no fault."""
+
+    def candidate() -> danqing.Engine:
+        torch.set_num_threads(threads)
+        torch.backends.mkldnn.enabled = one_dnn  # type: ignore[assignment]
+        return danqing.open("pocket", device="cpu", dtype=dtype)
+
+    found = judge("pocket", tmp_path, candidate, dtype)
+    assert found.first_failure is None
+    assert found.reaches("close")
+    assert found.culprit is None
+    if threads == 1 and one_dnn:
+        assert found.rung == "identical"
+    for joint in found.joints:
+        assert joint.limit == FACTOR * joint.precision
+
+
+def test_precision_is_told_from_the_port(tmp_path: Path) -> None:
+    """In bfloat16 without oneDNN the free picture drifts far; step by step nothing is wrong."""
+
+    def candidate() -> danqing.Engine:
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+        return danqing.open("pocket", device="cpu", dtype="bfloat16")
+
+    found = judge("pocket", tmp_path, candidate, "bfloat16")
+    torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
+    assert found.rung == "close"
+    last = found.joints[-1]
+    assert last.name == "decode/pixels"
+    assert last.port <= 1.5 * last.precision
+    assert json.dumps(report(found))
+
+
+def test_a_fault_smaller_than_the_precision_is_not_seen_in_it(tmp_path: Path) -> None:
+    """The reason to look in float32 first."""
+    fault = next(one for one in faults.POCKET if one.what.startswith("exact GELU"))
+
+    def candidate() -> danqing.Engine:
+        return faults.plant(danqing.open("pocket", device="cpu", dtype="bfloat16"), fault)
+
+    assert judge("pocket", tmp_path, candidate, "bfloat16").rung == "close"
+
+
+def test_numbers_that_are_not_finite_fail(tmp_path: Path) -> None:
+    def candidate() -> Any:
+        engine: Any = danqing.open("pocket", device="cpu", dtype="float32")
+        probe = engine.probe
+
+        def spoiled(request: Any, look: Any, **options: Any) -> Any:
+            def with_nan(name: str, array: Array) -> Any:
+                if name == "encode/pooled_embeds":
+                    bits = array.bits.copy()
+                    bits[0, 0] = np.nan
+                    array = Array(array.dtype, bits)
+                return look(name, array)
+
+            return probe(request, with_nan, **options)
+
+        engine.probe = spoiled
+        return engine
+
+    found = judge("pocket", tmp_path, candidate)
+    assert found.first_failure is not None
+    assert found.first_failure.name == "encode/pooled_embeds"
+    assert json.loads(json.dumps(report(found)))["joints"][1]["port"] is None
+
+
+def test_from_the_command_line() -> None:
+    done = run_danqing("verify", "parity", "--candidate", "cpu", "--seed", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("identical")
+    done = run_danqing("verify", "parity", "--candidate", "cpu", "--seed", 1, "--json")
+    assert json.loads(done.stdout)["rung"] == "identical"
+    done = run_danqing("verify", "parity", "--require", "perfect")
+    assert done.returncode == 2
+    assert "identical, close, alike, any" in done.stderr

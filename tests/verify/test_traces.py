@@ -1,0 +1,245 @@
+"""Traces: what is in them, what a foreign reader finds, what a damaged one says; determinism."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import danqing
+from danqing.arrays import Array
+from danqing.cli import app
+from danqing.errors import RequestError, TraceError
+from danqing.verify.determinism import check_determinism, record
+from danqing.verify.joints import compare_traces
+from danqing.verify.trace import Recorder, read_trace
+from tests.conftest import run_danqing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2, "seed": 3}
+
+
+def resolved(engine: danqing.Engine, **settings: Any) -> danqing.Request:
+    return engine.resolve(danqing.Request(prompt="a cat", **{**SMALL, **settings}))[0]
+
+
+def test_the_joints_of_a_run(engine: danqing.Engine, tmp_path: Path) -> None:
+    trace = record(engine, resolved(engine), tmp_path / "a.trace")
+    assert list(trace.joints) == [
+        "encode/prompt_embeds", "encode/pooled_embeds", "draw/0",
+        "denoise/0001/velocity", "denoise/0001/latents",
+        "denoise/0002/velocity", "denoise/0002/latents", "decode/pixels",
+    ]  # fmt: skip
+    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(3))
+    found = trace.read("draw/0")
+    assert found is not None
+    assert np.array_equal(found.bits, noise.numpy())
+    assert trace.about["request"]["seed"] == 3
+    assert trace.about["provenance"]["versions"]["torch"] == torch.__version__
+    image = engine.generate(resolved(engine)).image
+    pixels = trace.read("decode/pixels")
+    assert pixels is not None
+    levels = ((pixels.values()[0] / 2 + 0.5).clip(0, 1) * 255).round().transpose(1, 2, 0)
+    assert np.array_equal(levels.astype(np.uint8), np.asarray(image))
+
+
+def test_edits_show_their_pictures_and_draws(deepgen: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    with danqing.open(deepgen, device="cpu") as engine:
+        request = resolved(engine, image=Image.new("RGB", (64, 64), "teal"))
+        trace = record(engine, request, tmp_path / "a.trace")
+    names = list(trace.joints)
+    assert names[:6] == [
+        "encode/context", "encode/pooled", "encode/means/0", "encode/deviations/0", "draw/0", "draw/1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_other_readers_find_the_same(schnell: Path, tmp_path: Path, dtype: str) -> None:
+    """The file is a safetensors file to the library that defines them."""
+    with danqing.open(schnell, device="cpu", dtype=dtype) as engine:
+        trace = record(engine, resolved(engine), tmp_path / "a.trace")
+    theirs = load_file(tmp_path / "a.trace")
+    assert theirs.keys() == trace.joints.keys()
+    for name, tensor in theirs.items():
+        ours = trace.read(name)
+        assert ours is not None
+        assert ours.dtype == str(tensor.dtype).removeprefix("torch.")
+        assert np.array_equal(ours.values(), tensor.double().numpy())
+        assert ours.sha256 == trace.joints[name].sha256
+
+
+def test_digests_alone_are_small_and_tell_the_first_that_differs(
+    engine: danqing.Engine, tmp_path: Path
+) -> None:
+    whole = record(engine, resolved(engine), tmp_path / "whole.trace")
+    same = record(engine, resolved(engine), tmp_path / "same.trace", digests=True)
+    other = record(engine, resolved(engine, seed=4), tmp_path / "other.trace", digests=True)
+    assert same.path.stat().st_size < whole.path.stat().st_size / 2
+    assert compare_traces(same, whole).identical
+    found = compare_traces(other, whole)
+    assert found.first_divergence is not None
+    assert found.first_divergence.name == "draw/0"
+    assert found.settings == {"seed": (3, 4)}
+
+
+def test_what_a_probe_returns_is_taken(engine: danqing.Engine, tmp_path: Path) -> None:
+    """Another run's noise and conditioning in place of one's own give that run's picture."""
+    reference = record(engine, resolved(engine), tmp_path / "a.trace")
+
+    def forced(name: str, _: Array) -> Array | None:
+        return reference.read(name) if name.startswith(("encode/", "draw/")) else None
+
+    request = resolved(engine, seed=99)
+    picture = engine.probe(request.replace(prompt="a dog"), forced)
+    assert picture.image.tobytes() == engine.generate(resolved(engine)).image.tobytes()
+    assert picture.image.tobytes() != engine.generate(request).image.tobytes()
+    only = engine.probe(
+        request, lambda name, _: reference.read(name) if name == "decode/pixels" else None
+    )
+    assert only.image.tobytes() == picture.image.tobytes()
+
+
+def test_only_one_picture_is_looked_into(engine: danqing.Engine) -> None:
+    with pytest.raises(RequestError, match="one picture at a time"):
+        engine.probe(resolved(engine, num_images_per_prompt=2), lambda *_: None)
+
+
+def test_a_failed_run_leaves_no_trace(engine: danqing.Engine, tmp_path: Path) -> None:
+    def fail() -> None:
+        with Recorder(tmp_path / "a.trace") as recorder:
+            engine.probe(resolved(engine), recorder)
+            _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+DAMAGE: dict[str, Any] = {
+    "nothing there": lambda _: None,
+    "empty": lambda _: b"",
+    "a picture": lambda _: b"\x89PNG\r\n\x1a\n" + bytes(100),
+    "cut short": lambda data: data[:-50],
+    "cut in the header": lambda data: data[:60],
+    "another safetensors file": lambda _: (2).to_bytes(8, "little") + b"{}",
+    "another schema": lambda data: data.replace(b'\\"schema\\": 1', b'\\"schema\\": 9'),
+    "an odd dtype": lambda data: data.replace(b'\\"dtype\\": \\"float32\\"', b'\\"dtype\\": \\"floatXX\\"'),
+    "a negative side": lambda data: data.replace(b'\\"shape\\": [1, 16', b'\\"shape\\": [-1,16'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_and_foreign_files(kind: str, engine: danqing.Engine, tmp_path: Path) -> None:
+    place = tmp_path / "a.trace"
+    data = DAMAGE[kind](record(engine, resolved(engine), place).path.read_bytes())
+    if data is None:
+        place.unlink()
+    else:
+        place.write_bytes(data)
+    with pytest.raises(TraceError) as caught:
+        read_trace(place)
+    assert str(place) in str(caught.value)
+
+
+def test_traces_of_different_things_have_nothing_in_common(tmp_path: Path) -> None:
+    traces = []
+    for name in ("one", "two"):
+        with Recorder(tmp_path / name) as recorder:
+            recorder(f"{name}/x", Array("float32", np.zeros(3, np.float32)))
+            traces.append(recorder.finish({}))
+    with pytest.raises(TraceError, match="nothing in common"):
+        compare_traces(*traces)
+
+
+# --- determinism ---------------------------------------------------------------------------------
+
+
+def test_a_deterministic_run(engine: danqing.Engine, tmp_path: Path) -> None:
+    found = check_determinism(engine, resolved(engine), folder=tmp_path, batch=2)
+    assert found.passed
+    assert [repeat.way for repeat in found.repeats] == [
+        "again in this process", "after another request", "after loading again",
+    ]  # fmt: skip
+    assert found.batch is not None
+    assert found.batch[1] <= 2
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [("transformer", "denoise/0001/velocity"), ("vae", "decode/pixels"), ("text_encoder", "encode/pooled_embeds")],
+)  # fmt: skip
+def test_the_first_stage_that_is_not_the_same_is_named(
+    schnell: Path, tmp_path: Path, stage: str, expected: str
+) -> None:
+    """A network whose last bits depend on how often it was asked."""
+    with danqing.open(schnell, device="cpu") as engine:
+        build, count = engine._build, [0]
+
+        def uneven(name: str, listen: Any) -> Any:
+            module = build(name, listen)
+            if name != stage:
+                return module
+
+            def shake(_: Any, __: Any, out: Any) -> Any:
+                count[0] += 1
+                return _shaken(out, 1 + 1e-6 * count[0])
+
+            module.register_forward_hook(shake)
+            if name == "vae":
+                module.decoder.register_forward_hook(shake)
+            return module
+
+        engine._build = uneven  # type: ignore[method-assign]
+        found = check_determinism(engine, resolved(engine), folder=tmp_path)
+    assert not found.passed
+    for repeat in found.repeats:
+        assert repeat.comparison.first_divergence is not None
+        assert repeat.comparison.first_divergence.name == expected
+        assert repeat.comparison.first_divergence.distance is not None
+
+
+def _shaken(out: Any, factor: float) -> Any:
+    if isinstance(out, torch.Tensor):
+        return out * factor
+    if isinstance(out, tuple):
+        return tuple(_shaken(one, factor) for one in out)
+    for name, value in out.items():
+        out[name] = _shaken(value, factor)
+    return out
+
+
+def test_from_the_command_line(schnell: Path, tmp_path: Path) -> None:
+    flags = ("-m", schnell, "--device", "cpu", "--steps", 2, "--height", 64, "--width", 64)
+    done = run_danqing("verify", "determinism", "a cat", *flags, "--batch", 2)
+    assert done.returncode == 0, done.stderr
+    assert "in another process" in done.stdout
+    assert done.stdout.rstrip().endswith("\ndeterministic")
+    for name, seed in (("a", 1), ("b", 2)):
+        done = run_danqing(
+            "trace", *flags, "--seed", seed, "--out", tmp_path / f"{name}.trace", "--", "-5 degrees"
+        )
+        assert done.returncode == 0, done.stderr
+    runner = CliRunner()
+    both = [str(tmp_path / "b.trace"), str(tmp_path / "a.trace")]
+    told = runner.invoke(app, ["verify", "traces", *both])
+    assert told.exit_code == 0
+    assert "different from draw/0 on" in told.stdout
+    assert "seed is 2, of the reference 1" in told.stdout
+    strict = runner.invoke(app, ["verify", "traces", *both, "--require", "identical", "--json"])
+    assert strict.exit_code == 1
+    report = json.loads(strict.stdout)
+    assert report["first_divergence"] == "draw/0"
+    assert [joint["identical"] for joint in report["joints"]][:3] == [True, True, False]
+    same = runner.invoke(app, ["verify", "traces", both[0], both[0], "--require", "identical"])
+    assert same.exit_code == 0
+    assert runner.invoke(app, ["verify", "traces", *both, "--require", "alike?"]).exit_code == 2
+    assert runner.invoke(app, ["verify", "traces", both[0], "nowhere.trace"]).exit_code == 10
