@@ -193,7 +193,7 @@ DEEPGEN: tuple[Fault, ...] = (
     Fault("a norm of queries with half its weight", T, at("transformer_blocks.1.attn.norm_q", weight(lambda w: w / 2)), "transformer_blocks.1.attn.norm_q"),
     Fault("a layer of the connector skipped", "connector", at("layers.1", handed_on), "layers.1"),
     Fault("pooled over the queries alone", "connector", only_queries, "encode"),
-    Fault("rotary frequencies off by 1 %", "vlm", at("language_model.rotary_emb", lambda m: setattr(m, "inv_freq", m.inv_freq * 1.01)), "language_model.rotary_emb"),
+    Fault("rotary frequencies off by 1 %", "vlm", at("language_model.rotary_emb", lambda m: setattr(m, "inv_freq", m.inv_freq * 1.01)), "rotary_emb"),
     Fault("a norm of the vision tower halved", "vlm", at("visual.blocks.0.norm1", weight(lambda w: w / 2)), "visual.blocks.0.norm1"),
     Fault("places shifted by a row", T, at("pos_embed", output(lambda x: x.roll(1, 1))), "pos_embed"),
     Fault("a feed-forward of block 2 lost", T, at("transformer_blocks.2.ff.net.2", weight(torch.zeros_like)), "transformer_blocks.2.ff.net.2"),

@@ -46,7 +46,8 @@ def test_the_joints_of_a_run(engine: danqing.Engine, tmp_path: Path) -> None:
     image = engine.generate(resolved(engine)).image
     pixels = trace.read("decode/pixels")
     assert pixels is not None
-    levels = ((pixels.values()[0] / 2 + 0.5).clip(0, 1) * 255).round().transpose(1, 2, 0)
+    values = pixels.values()[0].astype(np.float32)
+    levels = ((values / 2 + 0.5).clip(0, 1) * 255).round().transpose(1, 2, 0)
     assert np.array_equal(levels.astype(np.uint8), np.asarray(image))
 
 
