@@ -11,12 +11,12 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing import devices, models, plan, weights
 from danqing.arrays import Array
 from danqing.errors import BrokenPictureError, DanqingError, DoesNotFitError, RequestError
+from danqing.references import tilde
 from danqing.request import (
     Generation,
     Picture,
@@ -30,6 +30,7 @@ from danqing.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import torch
     from PIL.Image import Image
@@ -462,8 +463,8 @@ class Engine:
             "kind": self.spec.kind,
             "title": self.spec.title,
             "layout": self.checkpoint.layout,
-            "path": self.checkpoint.name or _tilde(self.checkpoint.path),
-            "components": {name: _tilde(path) for name, path in self.checkpoint.overrides.items()},
+            "path": self.checkpoint.name or tilde(self.checkpoint.path),
+            "components": {name: tilde(path) for name, path in self.checkpoint.overrides.items()},
             "fingerprint": self.checkpoint.fingerprint,
             "sha256": weights.known_digests(self.checkpoint),
         }
@@ -678,12 +679,6 @@ def _digest(noise: torch.Tensor) -> str:
     if sys.byteorder == "big":
         data = data.byteswap()
     return hashlib.sha256(data.tobytes()).hexdigest()
-
-
-def _tilde(path: Path) -> str:
-    """Shorten the home folder to `~`: a shared picture need not name its maker's account."""
-    home = Path.home()
-    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def _versions() -> dict[str, str]:

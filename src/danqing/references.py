@@ -60,7 +60,7 @@ class Reference:
     def record(self) -> dict[str, Any]:
         """Return what is kept of it in a picture's record; JSON types only."""
         return {
-            "path": None if self.path is None else _tilde(self.path.absolute()),
+            "path": None if self.path is None else tilde(self.path.absolute()),
             "width": self.width,
             "height": self.height,
             "pixels_sha256": self.pixels_sha256,
@@ -204,7 +204,7 @@ def _from_sixteen_bit(image: Image) -> Image:
     return Images.fromarray(scaled).convert("RGB")
 
 
-def _tilde(path: Path) -> str:
+def tilde(path: Path) -> str:
     """Shorten the home folder to `~`: a shared picture need not name its maker's account."""
     home = Path.home()
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from danqing.cli.options import request_options
-from danqing.cli.painting import AllowPtFlag, ComponentFlag, painting_options, run_painting
+from danqing.cli.painting import (
+    AllowPtFlag,
+    ComponentFlag,
+    painting_options,
+    probing_options,
+    run_painting,
+)
 from danqing.version import __version__
 
 if TYPE_CHECKING:
@@ -216,16 +222,6 @@ def eval_set(
 DeviceFlag = Annotated[
     str, typer.Option("--device", metavar="NAME", help="As in generate.  [default: auto]")
 ]
-DtypeFlag = Annotated[
-    str, typer.Option("--dtype", metavar="NAME", help="As in generate.  [default: auto]")
-]
-PlacementFlag = Annotated[
-    str, typer.Option("--placement", metavar="NAME", help="As in generate.  [default: auto]")
-]
-ModelFlag = Annotated[
-    str,
-    typer.Option("--model-path", "-m", metavar="PLACE", help="The weights.  [default: pocket]"),
-]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress.")]
 RequireFlag = Annotated[
     str, typer.Option(metavar="RUNG", help="identical: exit with 1 if it is not; or any.")
@@ -233,7 +229,7 @@ RequireFlag = Annotated[
 
 
 @app.command()
-@request_options
+@probing_options
 @_guarded
 def trace(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shows.")],
@@ -241,26 +237,14 @@ def trace(
     digests: Annotated[
         bool, typer.Option("--digests", help="Keep digests alone: a small file.")
     ] = False,
-    model_path: ModelFlag = "pocket",
-    component: ComponentFlag = None,
     device: DeviceFlag = "auto",
-    dtype: DtypeFlag = "auto",
-    placement: PlacementFlag = "auto",
     quiet: QuietFlag = False,
-    **settings: Any,
+    **given: Any,
 ) -> None:
     """Run once and keep the tensors at its joints, to be compared with another run's."""
-    from danqing.cli.verify import TraceJob, run_trace
+    from danqing.cli.verify import run_trace, trace_job
 
-    job = TraceJob(
-        prompt=prompt,
-        model_path=model_path,
-        components=component or [],
-        device=device,
-        dtype=dtype,
-        placement=placement,
-        settings={name: value for name, value in settings.items() if value is not None},
-    )
+    job = trace_job(prompt, device, given)
     run_trace(job, out, digests=digests, quiet=quiet)
 
 
@@ -275,7 +259,7 @@ app.add_typer(verify)
 
 
 @verify.command()
-@request_options
+@probing_options
 @_guarded
 def determinism(
     prompt: Annotated[
@@ -288,27 +272,15 @@ def determinism(
         bool, typer.Option("--process/--no-process", help="Repeat in another process, too.")
     ] = True,
     require: RequireFlag = "identical",
-    model_path: ModelFlag = "pocket",
-    component: ComponentFlag = None,
     device: DeviceFlag = "auto",
-    dtype: DtypeFlag = "auto",
-    placement: PlacementFlag = "auto",
     json_report: JsonFlag = False,
     quiet: QuietFlag = False,
-    **settings: Any,
+    **given: Any,
 ) -> None:
     """Run the same request again, in every way that should change nothing, and compare bits."""
-    from danqing.cli.verify import FAILED, TraceJob, run_determinism
+    from danqing.cli.verify import FAILED, run_determinism, trace_job
 
-    job = TraceJob(
-        prompt=prompt,
-        model_path=model_path,
-        components=component or [],
-        device=device,
-        dtype=dtype,
-        placement=placement,
-        settings={name: value for name, value in settings.items() if value is not None},
-    )
+    job = trace_job(prompt, device, given)
     if not run_determinism(
         job, batch=batch, process=process, require=require, as_json=json_report, quiet=quiet
     ):
@@ -316,7 +288,7 @@ def determinism(
 
 
 @verify.command()
-@request_options
+@probing_options
 @_guarded
 def parity(
     prompt: Annotated[
@@ -336,26 +308,14 @@ def parity(
             "alike (the pictures are), or any: exit with 1 if it is not.  [default: close]",
         ),
     ] = "close",
-    model_path: ModelFlag = "pocket",
-    component: ComponentFlag = None,
-    dtype: DtypeFlag = "auto",
-    placement: PlacementFlag = "auto",
     json_report: JsonFlag = False,
     quiet: QuietFlag = False,
-    **settings: Any,
+    **given: Any,
 ) -> None:
     """Compare a device with another, joint by joint, and name the first layer that is wrong."""
-    from danqing.cli.verify import FAILED, TraceJob, run_parity
+    from danqing.cli.verify import FAILED, run_parity, trace_job
 
-    job = TraceJob(
-        prompt=prompt,
-        model_path=model_path,
-        components=component or [],
-        device=candidate,
-        dtype=dtype,
-        placement=placement,
-        settings={name: value for name, value in settings.items() if value is not None},
-    )
+    job = trace_job(prompt, candidate, given)
     if not run_parity(job, reference, require=require, as_json=json_report, quiet=quiet):
         raise typer.Exit(FAILED)
 

@@ -131,14 +131,39 @@ def _flags(
     """Declare the flags; nothing calls this."""
 
 
+def _probing_flags(
+    *,
+    model_path: Annotated[
+        str,
+        typer.Option("--model-path", "-m", metavar="PLACE", help="The weights.  [default: pocket]"),
+    ] = "pocket",
+    component: ComponentFlag = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", help="As in generate.  [default: auto]")
+    ] = "auto",
+    placement: Annotated[
+        str, typer.Option(metavar="NAME", help="As in generate.  [default: auto]")
+    ] = "auto",
+) -> None:
+    """Declare the flags of commands that look into a run; nothing calls this."""
+
+
 def painting_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command with `**given` all flags of a command that paints."""
-    hints = inspect.get_annotations(_flags, eval_str=True)
-    declared = [
+    return extended(command, [*_declared(_flags), *setting_parameters()])
+
+
+def probing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command with `**given` the flags of a command that looks into a run."""
+    return extended(command, [*_declared(_probing_flags), *setting_parameters()])
+
+
+def _declared(template: Callable[..., None]) -> list[inspect.Parameter]:
+    hints = inspect.get_annotations(template, eval_str=True)
+    return [
         parameter.replace(annotation=hints[parameter.name])
-        for parameter in inspect.signature(_flags).parameters.values()
+        for parameter in inspect.signature(template).parameters.values()
     ]
-    return extended(command, [*declared, *setting_parameters()])
 
 
 def run_painting(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.cli.generate import Opening, Printer, open_engine, open_weights, read_components
+from danqing.cli.options import setting_names
 from danqing.errors import DanqingError, RequestError
 from danqing.plan import size
 from danqing.request import Request
@@ -62,6 +63,19 @@ class TraceJob:
         for text in self.components:
             flags += ["--component", text]
         return flags
+
+
+def trace_job(prompt: str, device: str, given: Mapping[str, Any]) -> TraceJob:
+    """Return the job that a command's flags describe."""
+    return TraceJob(
+        prompt=prompt,
+        model_path=given["model_path"],
+        components=given["component"] or [],
+        device=device,
+        dtype=given["dtype"],
+        placement=given["placement"],
+        settings={name: given[name] for name in setting_names() if given[name] is not None},
+    )
 
 
 def run_trace(job: TraceJob, out: str, *, digests: bool, quiet: bool) -> None:

@@ -1,7 +1,7 @@
 """Layers of diffusers that choose a kernel by what is installed, made to look where the tensor is.
 
-`RMSNorm` and `GEGLU` call torch_npu's kernel wherever torch_npu can be imported, and then fail on a
-CPU beside an NPU: no CPU reference could be computed there
+`RMSNorm` and `GEGLU` call an accelerator's kernel wherever its library can be imported, and then
+fail on a CPU beside it: no CPU reference could be computed there
 (https://github.com/huggingface/diffusers/issues/14380; diffusers 0.38 and 0.42).
 """
 

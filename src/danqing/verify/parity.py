@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from danqing.arrays import Array
+from danqing.verify.determinism import about
 from danqing.verify.metrics import Difference, compare, distance
 from danqing.verify.trace import Recorder
 
@@ -194,9 +195,7 @@ class _Runs:
 
             picture = engine.probe(self.request, probe, inside=inside)
             engine.close()
-            told = picture.record()
-            kept = {key: told[key] for key in ("request", "provenance", "stages", "picture")}
-            return recorder.finish(kept), picture
+            return recorder.finish(about(picture)), picture
 
     def floors(
         self, truth: Trace, folder: Path, *, inside: Inside | None = None

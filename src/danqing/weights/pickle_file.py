@@ -1,7 +1,7 @@
 """A file written by `torch.save`, opened only when the user names it and says that it may be.
 
-`torch.load(weights_only=True)` builds tensors and plain containers and refuses everything else, but
-it is still an interpreter of somebody else's program; so danqing opens no other pickle at all.
+torch's loader with `weights_only` builds tensors and plain containers and refuses all else, but it
+is still an interpreter of somebody else's program; so danqing opens no other pickle at all.
 """
 
 from __future__ import annotations
