@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 JOBS ?= 2
 
-.PHONY: install test test-slow test-oldest check lint types layers docs format bench
+.PHONY: install browser test test-slow test-oldest check lint types layers docs format bench
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -13,8 +13,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev,docs]"
 	touch $@
 
-test: install  ## all tests but the slow ones
+test: install browser  ## all tests but the slow ones
 	$(BIN)/python -m pytest -n $(JOBS)
+
+browser:  ## Chromium and a Chinese font, from Debian where that is possible; else its tests are skipped
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk >/dev/null; } \
+	  || echo "no Chromium: tests in a browser are skipped"
 
 test-slow: install  ## timings, one after the other
 	$(BIN)/python -m pytest -m slow

@@ -6,6 +6,7 @@ python docs/generate.py [--check]
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ HERE = Path(__file__).parent
 HEAD = "<!-- Written by docs/generate.py from the code; do not edit. -->\n\n"
 COMMANDS = (
     "generate", "edit", "eval-set", "models", "check", "convert", "pull", "show", "trace",
-    "verify determinism", "verify parity", "verify traces", "doctor",
+    "verify determinism", "verify parity", "verify invariance", "verify traces", "report", "doctor",
 )  # fmt: skip
 SIGNALS = [(130, "Ctrl-C (SIGINT)"), (143, "SIGTERM")]
 
@@ -115,6 +116,14 @@ def main() -> None:
             stale.append(path.name)
             if not options.check:
                 path.write_text(text, "utf-8")
+    from danqing.report.document import Report
+
+    schema = HERE / "reference" / "report.schema.json"
+    text = json.dumps(Report.model_json_schema(), indent=1) + "\n"
+    if not schema.exists() or schema.read_text("utf-8") != text:
+        stale.append(schema.name)
+        if not options.check:
+            schema.write_text(text, "utf-8")
     if options.check and stale:
         sys.exit(f"out of date: {', '.join(stale)}; run 'python docs/generate.py'")
 

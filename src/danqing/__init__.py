@@ -49,6 +49,8 @@ def open(  # noqa: A001
     device: str = "auto",
     dtype: str = "auto",
     placement: str = "auto",
+    attention: str = "auto",
+    deterministic: bool = False,
     components: Mapping[str, str | Path] | None = None,
     allow_pt: bool = False,
 ) -> Engine:
@@ -61,6 +63,8 @@ def open(  # noqa: A001
         dtype: `auto`, `bfloat16`, `float16` or `float32`.
         placement: `auto`; `resident`: all weights stay on the device; or `staged`: each stage's are
             read when it begins and leave when it ends.
+        attention: `auto`: the kernel torch prefers; or `math`, `flash`, `efficient` or `cudnn`.
+        deterministic: compute with kernels only that give the same bits again, even if slower.
         components: places of single components, by name: `{"t5": "models/t5-v1_1-xxl"}`.
         allow_pt: `model_path` is DeepGen's original `.pt`, and may be opened: of tensors only.
 
@@ -79,6 +83,8 @@ def open(  # noqa: A001
         device=device,
         dtype=dtype,
         placement=placement,
+        attention=attention,
+        deterministic=deterministic,
         components=components,
         allow_pt=allow_pt,
     )

@@ -43,7 +43,11 @@ RANDOM_SEED_BITS = 32
 MAX_BATCH = 64
 KEPT_PROMPTS = 4
 """Prompts whose conditioning is kept; it is small beside the weights."""
-_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "tokenizers", "numpy", "pillow")
+_LIBRARIES = (
+    "torch", "torch_npu", "diffusers", "transformers", "accelerate", "einops", "safetensors",
+    "tokenizers", "numpy", "pillow",
+)  # fmt: skip
+"""Those that are installed are named in every picture."""
 
 
 class Engine:
@@ -82,6 +86,8 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
         placement: str = "auto",
+        attention: str = "auto",
+        deterministic: bool = False,
         components: Mapping[str, str | Path] | None = None,
         allow_pt: bool = False,
     ) -> Engine:
@@ -97,7 +103,9 @@ class Engine:
         devices.import_torch()
         selection = devices.select(device)
         model = models.open_model(checkpoint, spec)
-        the_plan = plan.make_plan(model, selection, dtype, placement)
+        the_plan = plan.make_plan(
+            model, selection, dtype, placement, attention=attention, deterministic=deterministic
+        )
         return cls(checkpoint, model, selection.device, the_plan)
 
     def __enter__(self) -> Self:
@@ -114,6 +122,10 @@ class Engine:
         self._encoded.clear()
         self.checkpoint.close()
         self._device.release()
+
+    def forget(self) -> None:
+        """Forget the conditioning of earlier prompts; weights stay."""
+        self._encoded.clear()
 
     @property
     def threads(self) -> int | None:
@@ -176,31 +188,88 @@ class Engine:
         pictures = tuple(self.paint(request, batch=batch, listen=listen))
         return Generation(pictures=pictures, request=self.resolve(request)[0])
 
-    def probe(self, request: Request, probe: Probe, *, inside: Inside | None = None) -> Picture:
-        """Make one picture with every joint of the run shown to a probe.
+    def trace_bytes(self, request: Request) -> int:
+        """Return how many bytes of tensors a probe of this request will be shown at the joints.
+
+        Args:
+            request: resolved, for one picture.
+        """
+        sizes = {part.name: plan.DTYPES[part.dtype] for part in self.plan.components}
+        computes = plan.DTYPES[self.plan.dtype]
+        draws = [draw.numel() for draw in self._model.draw(request, request.seed or 0)]
+        latents = 2 * (request.num_inference_steps or 0) * draws[0]
+        pixels = 3 * (request.height or 0) * (request.width or 0)
+        conditioning = self._model.conditioning_size(request)
+        return (conditioning + latents) * computes + 4 * sum(draws) + pixels * sizes["vae"]
+
+    def step_flops(self, request: Request) -> int:
+        """Count the floating-point operations of one denoising step of one picture, by doing it.
+
+        Those of matrix products and convolutions, a multiplication and an addition being two
+        (torch.utils.flop_counter); attention counts as its two products.
+
+        Args:
+            request: resolved.
+        """
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        from danqing.models.kernels import attention
+
+        one = request.replace(num_inference_steps=1, num_images_per_prompt=1)
+        self._device.prepare()
+        conditioning, _ = self._encode(one, [], None)
+        modules = self._load(self._model.needs("denoise", one), [], None)
+        drawn = [self._model.draw(one, one.seed or 0)]
+        counter = FlopCounterMode(display=False)
+        # not all fused kernels are counted; the products they stand for are
+        with torch.inference_mode(), attention("math"), counter:
+            self._model.denoise(modules, conditioning, drawn, one, lambda _, latents, __: latents)
+        self._drop_stage("denoise")
+        return int(counter.get_total_flops())
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Operations a second that the chip could do in the plan's dtype, where that is known."""
+        return self._device.peak_flops(self.plan.dtype)
+
+    @property
+    def harmless_warnings(self) -> Mapping[str, str]:
+        """Warnings that the device's libraries print and that mean nothing: text and why."""
+        return self._device.harmless_warnings
+
+    def layers(self, component: str) -> tuple[str, ...]:
+        """Return the paths of a network's layers, from the files' headers: nothing is read."""
+        network, _ = self._model.matched(component)
+        return tuple(path for path, _ in network.named_modules() if path)
+
+    def probe(
+        self,
+        request: Request,
+        probe: Probe,
+        *,
+        inside: Inside | None = None,
+        inputs: bool = False,
+    ) -> Picture:
+        """Make a picture with every joint of the run shown to a probe.
 
         Nothing of an earlier run is reused. What the probe returns is taken in a tensor's place,
         cast to its dtype: so another run's noise, or its input to any step, can be put in.
 
         Args:
-            request: for one picture.
+            request: for one picture; or for several, which are computed together, and the probe is
+                shown what is the first one's and can put nothing in.
             probe: is shown the tensors.
             inside: which layers' outputs it is shown as well, and may replace.
-
-        Raises:
-            RequestError: the request is for several pictures.
+            inputs: show what these layers were given too, as `inside/.../in/NUMBER`.
         """
-        if request.num_images_per_prompt != 1:
-            raise RequestError(
-                "one picture at a time is looked into", seen=request.num_images_per_prompt,
-                allowed="1",
-            )  # fmt: skip
         self._encoded.clear()
-        self._hooks = _Hooks(probe, inside) if inside else None
+        self._hooks = _Hooks(probe, inside, inputs=inputs) if inside else None
         for name, module in self._modules.items():
             self._watch(name, module)
         try:
-            (picture,) = self.paint(request, probe=probe)
+            count = request.num_images_per_prompt
+            picture, *_ = self.paint(request, batch=count, probe=probe)
         finally:
             if self._hooks:
                 self._hooks.remove()
@@ -230,7 +299,7 @@ class Engine:
         try:
             # 2. The prompt becomes conditioning, once for all its pictures.
             conditioning, more = self._encode(request, costs, listen)
-            look = _Look(probe)
+            look = _Look(probe, pictures=request.num_images_per_prompt)
             work = _Work(request, look.through(conditioning), notes + more, listen, look)
             # 3. Noise becomes latents becomes pixels, one picture or batch after the other.
             for first in range(0, request.num_images_per_prompt, batch):
@@ -271,13 +340,8 @@ class Engine:
     ) -> list[Picture]:
         """Make some pictures together; `before` is what was spent on them until here."""
         requests = [work.request.single(index) for index in indexes]
-        drawn = [
-            [
-                work.look(f"draw/{number}", tensor)
-                for number, tensor in enumerate(self._model.draw(request, request.seed or 0))
-            ]
-            for request in requests
-        ]
+        drawn = [self._model.draw(request, request.seed or 0) for request in requests]
+        drawn[0] = [work.look(f"draw/{number}", one) for number, one in enumerate(drawn[0])]
         costs = list(before)
         images = self._render(work, drawn, indexes, costs)
         bits = self._batch_finding(work, drawn, images, indexes)
@@ -316,7 +380,7 @@ class Engine:
         self._drop_stage("denoise")
         modules = self._load(self._model.needs("decode", request), costs, work.listen)
         with self._stage("decode", costs, pictures=count):
-            pixels = work.look("decode/pixels", self._model.decode(modules, latents, request))
+            pixels = work.look.first("decode/pixels", self._model.decode(modules, latents, request))
             if not bool(pixels.isfinite().all()):
                 raise self._not_finite("decode", "the pixels")
         self._drop_stage("decode")
@@ -344,7 +408,7 @@ class Engine:
         self._device.reset_peak()
         start = time.perf_counter()
         try:
-            with torch.no_grad() if loads else torch.inference_mode():
+            with torch.no_grad() if loads else torch.inference_mode(), self._kernels():
                 yield
                 self._device.synchronize()
         except DanqingError:
@@ -368,6 +432,14 @@ class Engine:
                 component=component,
             )
         )
+
+    @contextlib.contextmanager
+    def _kernels(self) -> Iterator[None]:
+        """Compute with the kernels of the plan."""
+        from danqing.models.kernels import attention
+
+        with attention(self.plan.attention), self._device.deterministic(self.plan.deterministic):
+            yield
 
     def _load(
         self, names: Sequence[str], costs: list[StageCost], listen: Listener | None
@@ -468,11 +540,15 @@ class Engine:
             "fingerprint": self.checkpoint.fingerprint,
             "sha256": weights.known_digests(self.checkpoint),
         }
+        memory = self._device.memory()
         device = {
             "name": self._device.name,
             "chip": self._device.chip,
             "driver": self._device.driver,
+            "software": dict(self._device.software()),
+            "memory_bytes": memory.total_bytes if memory else None,
             "threads": self._device.threads,
+            "deterministic": self.plan.deterministic,
             "reason": self.plan.device_reason,
         }
         return Provenance(
@@ -503,14 +579,24 @@ class _Work:
 class _Look:
     """Shows tensors to a probe, and takes what it returns in their place."""
 
-    def __init__(self, probe: Probe | None) -> None:
+    def __init__(self, probe: Probe | None, *, pictures: int = 1) -> None:
         self._probe = probe
+        self._pictures = pictures
 
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if self._probe is None:
             return tensor
         other = self._probe(name, _to_array(tensor))
-        return tensor if other is None else _to_tensor(other).to(tensor.device, tensor.dtype)
+        if other is None or self._pictures > 1:
+            return tensor
+        return _to_tensor(other).to(tensor.device, tensor.dtype)
+
+    def first(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Show what is the first picture's of something that has one row a picture."""
+        if self._pictures == 1:
+            return self(name, rows)
+        self(name, rows[:1])
+        return rows
 
     def through(self, conditioning: Any) -> Any:
         """Show every tensor of a conditioning; return it with what came back."""
@@ -529,16 +615,18 @@ class _Look:
 class _Hooks:
     """Shows layers' outputs to a probe."""
 
-    def __init__(self, probe: Probe, inside: Inside) -> None:
+    def __init__(self, probe: Probe, inside: Inside, *, inputs: bool) -> None:
         self._look = _Look(probe)
         self._inside = inside
+        self._inputs = inputs
         self._handles: list[Any] = []
 
     def add(self, component: str, module: Any) -> None:
         """Watch every layer of a network."""
         for path, layer in module.named_modules():
             if path:
-                self._handles.append(layer.register_forward_hook(self._hook(component, path)))
+                hook = self._hook(component, path)
+                self._handles.append(layer.register_forward_hook(hook, with_kwargs=True))
 
     def remove(self) -> None:
         """Watch nothing any more."""
@@ -548,12 +636,17 @@ class _Hooks:
     def _hook(self, component: str, path: str) -> Any:
         calls = 0
 
-        def hook(_: Any, __: Any, output: Any) -> Any:
+        def hook(_: Any, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
             nonlocal calls
             calls += 1
             if not self._inside(component, path, calls):
                 return None
-            return self._through(f"inside/{component}/{path}/{calls:04}", output)
+            name = f"inside/{component}/{path}/{calls:04}"
+            if self._inputs:
+                self._through(f"{name}/in", given)
+                for key, one in named.items():
+                    self._through(f"{name}/in/{key}", one)
+            return self._through(name, output)
 
         return hook
 
@@ -565,7 +658,9 @@ class _Hooks:
             return self._look(f"{name}/0", output) if output.is_floating_point() else output
         if type(output) is tuple:
             return tuple(
-                self._look(f"{name}/{number}", one) if isinstance(one, torch.Tensor) else one
+                self._look(f"{name}/{number}", one)
+                if isinstance(one, torch.Tensor) and one.is_floating_point()
+                else one
                 for number, one in enumerate(output)
             )
         return None
@@ -584,8 +679,8 @@ class _StepWatch:
         self._start = time.perf_counter()
 
     def __call__(self, step: int, latents: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
-        self._look(f"denoise/{step:04}/velocity", velocity)
-        latents = self._look(f"denoise/{step:04}/latents", latents)
+        self._look.first(f"denoise/{step:04}/velocity", velocity)
+        latents = self._look.first(f"denoise/{step:04}/latents", latents)
         self._finite.append(latents.isfinite().all())
         if self._listen is not None:
             self._report(step, self._listen)

@@ -110,6 +110,12 @@ class DtypeError(DeviceError):
     http_status = 400
 
 
+class KernelError(DeviceError):
+    """The device has no kernel of the kind asked for."""
+
+    http_status = 400
+
+
 class DoesNotFitError(DanqingError):
     """The plan, or the device while running, ran out of memory."""
 

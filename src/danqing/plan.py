@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from danqing.errors import DoesNotFitError, DtypeError, RequestError
+from danqing.errors import DoesNotFitError, DtypeError, KernelError, RequestError
+from danqing.quantities import size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Dtypes a model can compute in, and their bytes."""
+ATTENTION = {
+    "auto": "torch's scaled_dot_product_attention, the kernel it prefers",
+    "math": "torch's scaled_dot_product_attention, matrix products and a softmax",
+    "flash": "torch's scaled_dot_product_attention, flash",
+    "efficient": "torch's scaled_dot_product_attention, memory efficient",
+    "cudnn": "torch's scaled_dot_product_attention, cuDNN",
+}
+"""Kernels of attention, by the names they are asked for."""
 GIB = 2**30
 RESERVE = 0.1
 """Share of the free memory that is left for activations; the plan counts weights only."""
@@ -54,6 +63,8 @@ class Plan:
     dtype: str
     dtype_reason: str
     attention: str
+    attention_reason: str
+    deterministic: bool
     placement: Placement
     placement_reason: str
     components: tuple[PlannedComponent, ...]
@@ -68,7 +79,9 @@ class Plan:
         yield "model", f"{self.title}, {self.layout}, {self.path}"
         yield "device", f"{self.device} ({self.chip}); {self.device_reason}"
         yield "dtype", f"{self.dtype}: {self.dtype_reason}"
-        yield "attention", self.attention
+        yield "attention", f"{self.attention}: {self.attention_reason}"
+        if self.deterministic:
+            yield "kernels", "deterministic ones only"
         yield "placement", f"{self.placement}: {self.placement_reason}"
         for part in self.components:
             how = "mapped from disk" if part.mapped else "in memory"
@@ -78,16 +91,15 @@ class Plan:
             yield "assumed", text
 
 
-def size(count: int) -> str:
-    """Return bytes for people, in binary units."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:  # noqa: PLR2004
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count = count / 1024  # type: ignore[assignment]
-    return f"{count:.2f} GiB"
-
-
-def make_plan(model: Model, selection: Selection, dtype: str, placement: str = "auto") -> Plan:
+def make_plan(
+    model: Model,
+    selection: Selection,
+    dtype: str,
+    placement: str = "auto",
+    *,
+    attention: str = "auto",
+    deterministic: bool = False,
+) -> Plan:
     """Decide how a model runs on a device.
 
     Args:
@@ -95,10 +107,13 @@ def make_plan(model: Model, selection: Selection, dtype: str, placement: str = "
         selection: the device.
         dtype: `auto`, or one of `DTYPES`.
         placement: `auto`, `resident` or `staged`.
+        attention: `auto`, or one of torch's kernels.
+        deterministic: only kernels that give the same bits again.
 
     Raises:
-        RequestError: there is no such placement.
+        RequestError: there is no such placement or attention.
         DtypeError: the device does not compute in this dtype.
+        KernelError: the device has no such attention.
         DoesNotFitError: the weights do not fit, not even stage by stage.
     """
     device = selection.device
@@ -114,12 +129,31 @@ def make_plan(model: Model, selection: Selection, dtype: str, placement: str = "
         device_reason=selection.reason,
         dtype=chosen,
         dtype_reason=why,
-        attention="scaled_dot_product_attention of torch, without mask",
+        attention=attention,
+        attention_reason=_attention(attention, device, chosen),
+        deterministic=deterministic,
         placement=chosen_place,
         placement_reason=place_why,
         components=components,
         assumptions=model.assumptions(),
     )
+
+
+def _attention(asked: str, device: Device, dtype: str) -> str:
+    """Check that the device has this kernel, and say what will run."""
+    from danqing.models.kernels import has_attention
+
+    if asked not in ATTENTION:
+        raise RequestError("there is no such attention", seen=asked, allowed=", ".join(ATTENTION))
+    if not has_attention(asked, device.torch_device, dtype):
+        raise KernelError(
+            f"{device.name} has no such attention in {dtype}",
+            seen=asked,
+            allowed=", ".join(
+                name for name in ATTENTION if has_attention(name, device.torch_device, dtype)
+            ),
+        )
+    return ATTENTION[asked]
 
 
 def _choose_dtype(model: Model, device: Device, dtype: str) -> tuple[str, str]:

@@ -258,7 +258,7 @@ class Provenance:
         dtype: what the model computes in.
         dtypes: dtype of each component.
         dtype_reason: why.
-        attention: the attention kernel's name.
+        attention: the attention kernel's name, `auto` for torch's own choice.
         placement: where the components are while they are not needed.
         versions: of danqing, Python, and the libraries that computed.
         noise_sha256: digest of this picture's starting noise (float32, little endian).

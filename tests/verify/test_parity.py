@@ -12,7 +12,10 @@ from PIL import Image
 
 import danqing
 from danqing.arrays import Array
-from danqing.verify.parity import FACTOR, check_parity, report
+from danqing.verify.determinism import record
+from danqing.verify.parity import FACTOR, check_parity, prepare_from_trace, report
+from danqing.verify.parity import judge as judge_candidate
+from danqing.verify.trace import read_trace
 from tests import faults
 from tests.conftest import run_danqing
 
@@ -156,3 +159,66 @@ def test_from_the_command_line() -> None:
     done = run_danqing("verify", "parity", "--require", "perfect")
     assert done.returncode == 2
     assert "identical, close, alike, any" in done.stderr
+
+
+def traced(place: str, home: Path, dtype: str, **settings: Any) -> Path:
+    with danqing.open(place, device="cpu", dtype=dtype) as engine:
+        request, _ = engine.resolve(danqing.Request(prompt=PROMPT, seed=3, **settings))
+        return record(engine, request, home / f"{dtype}.trace").path
+
+
+def test_a_trace_is_a_reference(tmp_path: Path) -> None:
+    """Of another machine perhaps: its request is taken, and its noise."""
+    place = traced("pocket", tmp_path, "bfloat16")
+    ran = run_danqing(
+        "verify", "parity", "--reference", place, "--candidate", "cpu", "--json", "-q"
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["candidate"]["dtype"] == "bfloat16"
+    assert found["rung"] in {"identical", "close"}  # the other process may have more threads
+    assert found["precision"]["psnr_db"] < 60
+
+
+def test_a_fault_is_found_against_a_trace(tmp_path: Path) -> None:
+    fault = next(one for one in faults.POCKET if one.what.startswith("a block skipped"))
+    trace = read_trace(traced("pocket", tmp_path, "float32"))
+
+    def opened() -> danqing.Engine:
+        return danqing.open("pocket", device="cpu", dtype="float32")
+
+    baseline = prepare_from_trace(
+        trace, opened, opened, request=danqing.Request(**trace.about["request"]), folder=tmp_path
+    )
+    assert judge_candidate(baseline, opened).rung == "identical"
+    found = judge_candidate(baseline, lambda: faults.plant(opened(), fault))
+    assert found.first_failure is not None
+    assert faults.is_named(fault, found.culprit, found.first_failure.stage), found.search
+    assert found.inputs
+    names = [name for name, _ in found.inputs]
+    assert "hidden_states/0" in names
+    for _, seen in found.inputs:
+        assert seen.dtype == "float32"
+        assert seen.least is not None
+        assert seen.most is not None
+        assert seen.least <= (seen.mean or 0) <= seen.most
+
+
+def test_what_cannot_be_a_reference(tmp_path: Path, schnell: Path) -> None:
+    place = traced("pocket", tmp_path, "float32")
+    for arguments, wanted, code in (
+        (["a dog"], "another prompt", 2),
+        (["--seed", "4"], "another seed", 2),
+        (["-m", str(schnell)], "other weights", 10),
+    ):
+        ran = run_danqing("verify", "parity", *arguments, "--reference", place, "-q")
+        assert ran.returncode == code, ran.stderr
+        assert wanted in ran.stderr
+    with danqing.open("pocket", device="cpu") as engine:
+        request, _ = engine.resolve(danqing.Request(prompt=PROMPT, seed=3))
+        digests = record(engine, request, tmp_path / "digests.trace", digests=True)
+    ran = run_danqing("verify", "parity", "--reference", digests.path, "-q")
+    assert ran.returncode == 10
+    assert "digests alone" in ran.stderr
+    ran = run_danqing("verify", "parity", "--reference", tmp_path / "missing.trace", "-q")
+    assert ran.returncode == 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 import danqing
 from danqing.arrays import Array
 from danqing.cli import app
-from danqing.errors import RequestError, TraceError
+from danqing.errors import TraceError
 from danqing.verify.determinism import check_determinism, record
 from danqing.verify.joints import compare_traces
 from danqing.verify.trace import Recorder, read_trace
@@ -109,9 +110,30 @@ def test_what_a_probe_returns_is_taken(engine: danqing.Engine, tmp_path: Path) -
     assert only.image.tobytes() == picture.image.tobytes()
 
 
-def test_only_one_picture_is_looked_into(engine: danqing.Engine) -> None:
-    with pytest.raises(RequestError, match="one picture at a time"):
-        engine.probe(resolved(engine, num_images_per_prompt=2), lambda *_: None)
+def test_of_a_batch_the_first_picture_is_shown(engine: danqing.Engine, tmp_path: Path) -> None:
+    alone = record(engine, resolved(engine), tmp_path / "a.trace")
+    many = record(engine, resolved(engine, num_images_per_prompt=3), tmp_path / "b.trace")
+    shapes = {name: joint.shape for name, joint in alone.joints.items()}
+    assert {name: joint.shape for name, joint in many.joints.items()} == shapes
+    assert many.joints["draw/0"].sha256 == alone.joints["draw/0"].sha256
+    found = compare_traces(many, alone)
+    far = [joint.distance.relative for joint in found.joints if joint.distance]
+    assert max(far, default=0) < 1e-5
+
+
+def test_the_size_is_known_beforehand(
+    engine: danqing.Engine, deepgen: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    trace = record(engine, resolved(engine), tmp_path / "a.trace")
+    assert engine.trace_bytes(resolved(engine)) == sum(j.size_bytes for j in trace.joints.values())
+    for dtype in ("float32", "bfloat16"):
+        with danqing.open(deepgen, device="cpu", dtype=dtype) as edits:
+            request = resolved(edits, image=Image.new("RGB", (96, 64), "teal"))
+            trace = record(edits, request, tmp_path / "b.trace")
+            kept = sum(joint.size_bytes for joint in trace.joints.values())
+            assert edits.trace_bytes(request) == kept
 
 
 def test_a_failed_run_leaves_no_trace(engine: danqing.Engine, tmp_path: Path) -> None:
@@ -171,7 +193,8 @@ def test_a_deterministic_run(engine: danqing.Engine, tmp_path: Path) -> None:
         "again in this process", "after another request", "after loading again",
     ]  # fmt: skip
     assert found.batch is not None
-    assert found.batch[1] <= 2
+    assert found.batch.largest <= 2
+    assert found.batch.size == 2
 
 
 @pytest.mark.parametrize(
@@ -244,3 +267,79 @@ def test_from_the_command_line(schnell: Path, tmp_path: Path) -> None:
     assert same.exit_code == 0
     assert runner.invoke(app, ["verify", "traces", *both, "--require", "alike?"]).exit_code == 2
     assert runner.invoke(app, ["verify", "traces", both[0], "nowhere.trace"]).exit_code == 10
+
+
+def test_inside_a_network_a_sample_is_kept(tmp_path: Path) -> None:
+    """Of every block or module: other readers find the very values that were computed."""
+    place = tmp_path / "a.trace"
+    ran = run_danqing(
+        "trace", "a boat", "--out", place, "--depth", "module", "--dtype", "float32", "--seed", 1
+    )
+    assert ran.returncode == 0, ran.stderr
+    trace = read_trace(place)
+    inside = [joint for joint in trace.joints.values() if joint.name.startswith("inside/")]
+    assert {joint.name.split("/")[1] for joint in inside} == {
+        "text_encoder", "text_encoder_2", "transformer", "vae",
+    }  # fmt: skip
+    assert max(joint.sample or 0 for joint in inside) == 4096
+    theirs = load_file(place)
+    velocity = theirs["denoise/0001/velocity"].flatten()
+    last = next(joint for joint in inside if joint.name == "inside/transformer/proj_out/0001/0")
+    kept = theirs[last.name].flatten()
+    size = velocity.numel()
+    assert torch.equal(
+        kept,
+        velocity
+        if last.sample is None
+        else velocity[torch.from_numpy(np.linspace(0, size - 1, 4096).astype(np.int64))],
+    )
+    said = re.search(r"at most ([\d.]+) MiB inside", ran.stderr)
+    assert said is not None
+    assert place.stat().st_size < float(said[1]) * 2**20 + 400_000
+    same = run_danqing("verify", "traces", place, place, "--require", "identical")
+    assert same.returncode == 0
+    block = run_danqing("trace", "a boat", "--out", place, "--depth", "block", "--seed", 1, "-q")
+    assert block.returncode == 0
+    assert len(read_trace(place).joints) < len(trace.joints) / 4
+    bad = run_danqing("trace", "a boat", "--out", place, "--depth", "atom")
+    assert bad.returncode == 2
+    assert "joint, block, module" in bad.stderr
+
+
+def test_a_trace_of_a_12b_model_stays_small(tmp_path: Path) -> None:
+    """FLUX.1 at 1024x1024 in 4 steps, every block sampled: the tensors have their real shapes."""
+    hidden = Array("bfloat16", np.zeros((1, 4096, 3072), np.uint16))
+    text = Array("bfloat16", np.zeros((1, 512, 3072), np.uint16))
+    latents = Array("bfloat16", np.zeros((1, 4096, 64), np.uint16))
+    resource_before = high_water()
+    with Recorder(tmp_path / "a.trace", sample=4096) as recorder:
+        recorder("encode/prompt_embeds", Array("bfloat16", np.zeros((1, 512, 4096), np.uint16)))
+        for step in range(1, 5):
+            for block in range(57):
+                name = f"inside/transformer/blocks.{block}/{step:04}"
+                recorder(f"{name}/0", text)
+                recorder(f"{name}/1", hidden)
+            recorder(f"denoise/{step:04}/velocity", latents)
+            recorder(f"denoise/{step:04}/latents", latents)
+        recorder("decode/pixels", Array("bfloat16", np.zeros((1, 3, 1024, 1024), np.uint16)))
+        recorder.finish({"request": {}, "provenance": {}})
+    assert (tmp_path / "a.trace").stat().st_size < 20 * 2**20
+    assert high_water() - resource_before < 100 * 2**20
+
+
+def high_water() -> int:
+    from pathlib import Path as Place
+
+    lines = Place("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def test_what_determinism_costs() -> None:
+    ran = run_danqing(
+        "verify", "determinism", "a boat", "--cost", "--json", "--no-process", "--steps", 1
+    )
+    assert ran.returncode == 0, ran.stderr
+    cost = json.loads(ran.stdout)["cost"]
+    assert cost["seconds"] > 0
+    assert cost["deterministic_seconds"] > 0
+    assert cost["identical"] is True

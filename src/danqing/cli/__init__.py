@@ -237,6 +237,14 @@ def trace(
     digests: Annotated[
         bool, typer.Option("--digests", help="Keep digests alone: a small file.")
     ] = False,
+    depth: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="joint; or also a sample of what every block, or every module, gives.  "
+            "[default: joint]",
+        ),
+    ] = "joint",
     device: DeviceFlag = "auto",
     quiet: QuietFlag = False,
     **given: Any,
@@ -245,8 +253,10 @@ def trace(
     from danqing.cli.verify import run_trace, trace_job
 
     job = trace_job(prompt, device, given)
-    run_trace(job, out, digests=digests, quiet=quiet)
+    run_trace(job, out, digests=digests, depth=depth, quiet=quiet)
 
+
+LOOKED_AT = "three blue mountains under a red sun, a boat on the water"
 
 verify = typer.Typer(
     name="verify",
@@ -264,13 +274,16 @@ app.add_typer(verify)
 def determinism(
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="What the picture shows.")
-    ] = "three blue mountains under a red sun, a boat on the water",
+    ] = LOOKED_AT,
     batch: Annotated[
         int, typer.Option(metavar="N", help="See too what a batch does to the bits.")
     ] = 0,
     process: Annotated[
         bool, typer.Option("--process/--no-process", help="Repeat in another process, too.")
     ] = True,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Measure, too, what deterministic kernels cost.")
+    ] = False,
     require: RequireFlag = "identical",
     device: DeviceFlag = "auto",
     json_report: JsonFlag = False,
@@ -282,7 +295,13 @@ def determinism(
 
     job = trace_job(prompt, device, given)
     if not run_determinism(
-        job, batch=batch, process=process, require=require, as_json=json_report, quiet=quiet
+        job,
+        batch=batch,
+        process=process,
+        cost=cost,
+        require=require,
+        as_json=json_report,
+        quiet=quiet,
     ):
         raise typer.Exit(FAILED)
 
@@ -292,13 +311,16 @@ def determinism(
 @_guarded
 def parity(
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What the picture shows.")
-    ] = "three blue mountains under a red sun, a boat on the water",
+        str | None, typer.Argument(metavar="PROMPT", help="What the picture shows.")
+    ] = None,
     candidate: Annotated[
         str, typer.Option(metavar="DEVICE", help="What is judged.  [default: auto]")
     ] = "auto",
     reference: Annotated[
-        str, typer.Option(metavar="DEVICE", help="What it is compared with.  [default: cpu]")
+        str,
+        typer.Option(
+            metavar="DEVICE", help="What it is compared with; or a trace's file.  [default: cpu]"
+        ),
     ] = "cpu",
     require: Annotated[
         str,
@@ -315,8 +337,44 @@ def parity(
     """Compare a device with another, joint by joint, and name the first layer that is wrong."""
     from danqing.cli.verify import FAILED, run_parity, trace_job
 
-    job = trace_job(prompt, candidate, given)
-    if not run_parity(job, reference, require=require, as_json=json_report, quiet=quiet):
+    job = trace_job(prompt or LOOKED_AT, candidate, given)
+    if not run_parity(
+        job,
+        reference,
+        prompted=prompt is not None,
+        require=require,
+        as_json=json_report,
+        quiet=quiet,
+    ):
+        raise typer.Exit(FAILED)
+
+
+@verify.command()
+@probing_options
+@_guarded
+def invariance(
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="What the picture shows.")
+    ] = LOOKED_AT,
+    batch: Annotated[int, typer.Option(metavar="N", help="Size of the batch.", min=2)] = 2,
+    require: Annotated[
+        str,
+        typer.Option(
+            metavar="RUNG",
+            help="identical, close or any: exit with 1 if a switch is not; a batch is told, not "
+            "judged.  [default: close]",
+        ),
+    ] = "close",
+    device: DeviceFlag = "auto",
+    json_report: JsonFlag = False,
+    quiet: QuietFlag = False,
+    **given: Any,
+) -> None:
+    """Judge every switch of memory and speed: is the picture the same with it?"""
+    from danqing.cli.verify import FAILED, run_invariance, trace_job
+
+    job = trace_job(prompt, device, given)
+    if not run_invariance(job, batch=batch, require=require, as_json=json_report, quiet=quiet):
         raise typer.Exit(FAILED)
 
 
@@ -333,6 +391,91 @@ def traces(
     from danqing.cli.verify import FAILED, run_traces
 
     if not run_traces(candidate, reference, require=require, as_json=json_report):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+@probing_options
+@_guarded
+def report(
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="What the picture shows.")
+    ] = None,
+    out: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Where the report goes.  [default: report]")
+    ] = "report",
+    reference: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="What it is compared with: a device, a trace's file, or none.  [default: cpu]",
+        ),
+    ] = "cpu",
+    edit: Annotated[
+        str | None,
+        typer.Option("--edit", metavar="TEXT", help="A second case: do this with the picture."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures timed.")] = 3,
+    batch: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Size of the batch that is tried; 0: none.")
+    ] = 2,
+    cost: Annotated[
+        bool, typer.Option("--cost/--no-cost", help="Measure what deterministic kernels cost.")
+    ] = True,
+    process: Annotated[
+        bool, typer.Option("--process/--no-process", help="Repeat in another process, too.")
+    ] = True,
+    switches: Annotated[
+        bool,
+        typer.Option("--switches/--no-switches", help="Judge each switch of memory and speed."),
+    ] = True,
+    require: Annotated[
+        str,
+        typer.Option(
+            metavar="RUNG",
+            help="identical, close, alike or any, as in verify parity.  [default: close]",
+        ),
+    ] = "close",
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Run nothing: say what changed between two report.json."),
+    ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="Run nothing: write the pages of a report.json again."),
+    ] = None,
+    device: DeviceFlag = "auto",
+    json_report: JsonFlag = False,
+    quiet: QuietFlag = False,
+    **given: Any,
+) -> None:
+    """Measure everything, and write the report: JSON, Markdown and one HTML page."""
+    from pathlib import Path
+
+    from danqing.cli import reporting as reports
+    from danqing.cli.verify import FAILED, trace_job
+
+    if compare is not None:
+        passed = reports.run_comparison(*compare, as_json=json_report)
+    elif views is not None:
+        passed = reports.run_views(views)
+    else:
+        asked = reports.ReportJob(
+            job=trace_job(prompt or LOOKED_AT, device, given),
+            prompted=prompt is not None,
+            out=Path(out).expanduser(),
+            reference=reference,
+            edit=edit,
+            repeats=repeats,
+            batch=batch,
+            cost=cost,
+            process=process,
+            switches=switches,
+            require=require,
+            quiet=quiet,
+        )
+        passed = reports.run(asked)
+    if not passed:
         raise typer.Exit(FAILED)
 
 

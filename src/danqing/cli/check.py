@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from danqing import models, weights
 from danqing.cli.generate import open_weights
 from danqing.errors import CheckpointError, CheckpointIncompleteError, DanqingError
-from danqing.plan import size
+from danqing.quantities import size
 from danqing.weights import digests, places
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from danqing.cli.generate import open_weights
-from danqing.plan import size
+from danqing.quantities import size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

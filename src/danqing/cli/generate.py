@@ -22,6 +22,7 @@ from danqing.errors import (
 )
 from danqing.models import identify
 from danqing.pictures import check_target, fill_template, read_record
+from danqing.plan import ATTENTION
 from danqing.request import Request, request_from_record
 from danqing.weights import POCKET, Checkpoint, open_checkpoint
 
@@ -53,6 +54,8 @@ class Job:
     device: str | None
     dtype: str | None
     placement: str | None
+    attention: str | None
+    deterministic: bool
     batch: int
     loop: bool
     dry_run: bool
@@ -90,6 +93,8 @@ class Opening:
     dtype: str
     components: Mapping[str, str]
     placement: str = "auto"
+    attention: str = "auto"
+    deterministic: bool = False
     fingerprint: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -159,6 +164,8 @@ def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
             device=opening.device,
             dtype=opening.dtype,
             placement=opening.placement,
+            attention=opening.attention,
+            deterministic=opening.deterministic,
         )
     finally:
         gc.freeze()
@@ -183,6 +190,8 @@ def _plain(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]
             dtype=job.dtype or "auto",
             components=read_components(job.components),
             placement=job.placement or "auto",
+            attention=job.attention or "auto",
+            deterministic=job.deterministic,
         ),
         targets,
     )
@@ -280,6 +289,9 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         sha256 = str(record["picture"]["pixels_sha256"])
         size, position = int(origin["batch"]["size"]), int(origin["batch"]["position"])
         threads = origin["device"]["threads"]
+        deterministic = bool(origin["device"].get("deterministic"))
+        # before 0.2 a sentence stood there, and torch always chose
+        attention = next((name for name in ATTENTION if name == origin["attention"]), "auto")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OutputError(
             "the picture's record is damaged",
@@ -297,6 +309,8 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         dtype=job.dtype or dtype,
         components={**components, **read_components(job.components)},
         placement=job.placement or "auto",
+        attention=job.attention or attention,
+        deterministic=job.deterministic or deterministic,
         fingerprint=fingerprint,
         notes=tuple(notes),
     )

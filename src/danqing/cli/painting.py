@@ -105,6 +105,18 @@ def _flags(
             "read when it begins and leave when it ends).  [default: auto]",
         ),
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="auto (the kernel torch prefers), math, flash, efficient or cudnn.  "
+            "[default: auto]",
+        ),
+    ] = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Only kernels that give the same bits again."),
+    ] = False,
     batch: Annotated[
         int,
         typer.Option(
@@ -144,6 +156,10 @@ def _probing_flags(
     placement: Annotated[
         str, typer.Option(metavar="NAME", help="As in generate.  [default: auto]")
     ] = "auto",
+    attention: Annotated[
+        str, typer.Option(metavar="NAME", help="As in generate.  [default: auto]")
+    ] = "auto",
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="As in generate.")] = False,
 ) -> None:
     """Declare the flags of commands that look into a run; nothing calls this."""
 

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from danqing.plan import size
+from danqing.quantities import size
 from danqing.weights.pull import RemoteFile
 from danqing.weights.pull import pull as download
 

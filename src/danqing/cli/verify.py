@@ -13,24 +13,53 @@ from typing import TYPE_CHECKING, Any
 
 from danqing.cli.generate import Opening, Printer, open_engine, open_weights, read_components
 from danqing.cli.options import setting_names
-from danqing.errors import DanqingError, RequestError
-from danqing.plan import size
+from danqing.cli.verdicts import (
+    comparison_lines,
+    comparison_report,
+    cost_lines,
+    determinism_lines,
+    determinism_report,
+    parity_lines,
+    switch_lines,
+)
+from danqing.errors import DanqingError, RequestError, TraceError
+from danqing.quantities import size
 from danqing.request import Request
-from danqing.verify.determinism import check_determinism, record
+from danqing.verify.determinism import check_determinism, measure_cost, record
+from danqing.verify.invariance import check_invariance
 from danqing.verify.joints import compare_traces
-from danqing.verify.parity import RUNGS, check_parity, report
+from danqing.verify.parity import (
+    RUNGS,
+    is_block,
+    judge,
+    prepare,
+    prepare_from_trace,
+    report,
+)
 from danqing.verify.trace import Trace, read_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from danqing.verify.determinism import Determinism
-    from danqing.verify.joints import Compared, Comparison
-    from danqing.verify.metrics import Difference
-    from danqing.verify.parity import Parity
+    from danqing.verify.parity import Baseline
 
 FAILED = 1
 ANY = "any"
+DEPTHS = ("joint", "block", "module")
+SAMPLE = 4096
+"""Values kept of each tensor from inside a network."""
+SWITCHES: tuple[dict[str, Any], ...] = (
+    {"placement": "resident"},
+    {"placement": "staged"},
+    {"attention": "math"},
+    {"attention": "flash"},
+    {"attention": "efficient"},
+    {"attention": "cudnn"},
+    {"deterministic": True},
+)
+"""Each switch by itself, against the run as asked for."""
+DESCRIBED = 400
+"""Bytes that name one tensor in the header, about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +72,8 @@ class TraceJob:
     device: str
     dtype: str
     placement: str
+    attention: str
+    deterministic: bool
     settings: Mapping[str, Any]
 
     @property
@@ -54,12 +85,15 @@ class TraceJob:
             dtype=self.dtype,
             components=read_components(self.components),
             placement=self.placement,
+            attention=self.attention,
+            deterministic=self.deterministic,
         )
 
     def arguments(self) -> list[str]:
         """Return the flags that run the same in another process."""
         flags = ["--model-path", self.model_path, "--device", self.device, "--dtype", self.dtype]
-        flags += ["--placement", self.placement]
+        flags += ["--placement", self.placement, "--attention", self.attention]
+        flags += ["--deterministic"] if self.deterministic else []
         for text in self.components:
             flags += ["--component", text]
         return flags
@@ -74,31 +108,80 @@ def trace_job(prompt: str, device: str, given: Mapping[str, Any]) -> TraceJob:
         device=device,
         dtype=given["dtype"],
         placement=given["placement"],
+        attention=given["attention"],
+        deterministic=given["deterministic"],
         settings={name: given[name] for name in setting_names() if given[name] is not None},
     )
 
 
-def run_trace(job: TraceJob, out: str, *, digests: bool, quiet: bool) -> None:
-    """Run once, and write what was seen."""
+def run_trace(job: TraceJob, out: str, *, digests: bool, depth: str, quiet: bool) -> None:
+    """Run once, and write what was seen; say beforehand how much it will be."""
+    if depth not in DEPTHS:
+        raise RequestError("there is no such depth", seen=depth, allowed=", ".join(DEPTHS))
     with _opened(job, quiet=quiet) as engine:
         request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
-        trace = record(engine, request, Path(out).expanduser(), digests=digests)
+        wanted = _layers(engine, depth)
+        if not quiet:
+            expected = _expected(engine, request, wanted, digests=digests)
+            print(f"trace      {expected}: {out}", file=sys.stderr)
+        trace = record(
+            engine,
+            request,
+            Path(out).expanduser(),
+            digests=digests,
+            inside=(lambda component, path, _: path in wanted[component]) if wanted else None,
+            sample=SAMPLE,
+        )
     if not quiet:
         bytes_written = trace.path.stat().st_size
         print(f"{len(trace.joints)} tensors, {size(bytes_written)}", file=sys.stderr)
     print(out)
 
 
+def _layers(engine: Any, depth: str) -> dict[str, frozenset[str]]:
+    """Return the paths of the layers to be sampled, by component."""
+    if depth == "joint":
+        return {}
+    return {
+        part.name: frozenset(
+            path for path in engine.layers(part.name) if depth == "module" or is_block(path)
+        )
+        for part in engine.plan.components
+    }
+
+
+def _expected(
+    engine: Any, request: Request, wanted: Mapping[str, frozenset[str]], *, digests: bool
+) -> str:
+    """Say how large the trace will be: exactly at the joints, at most inside."""
+    at_joints = 0 if digests else engine.trace_bytes(request)
+    if not wanted:
+        return f"{size(at_joints)} of tensors"
+    steps = request.num_inference_steps or 1
+    calls = sum(
+        len(paths) * (steps if name == "transformer" else 2) for name, paths in wanted.items()
+    )
+    each = DESCRIBED + (0 if digests else SAMPLE * 4)
+    return f"{size(at_joints)} at the joints, and at most {size(2 * calls * each)} inside"
+
+
 def run_determinism(
-    job: TraceJob, *, batch: int, process: bool, require: str, as_json: bool, quiet: bool
+    job: TraceJob,
+    *,
+    batch: int,
+    process: bool,
+    cost: bool,
+    require: str,
+    as_json: bool,
+    quiet: bool,
 ) -> bool:
     """Run again and again; print what was found, and return whether it passed."""
-    _check_rung(require)
+    check_rung(require)
     with _opened(job, quiet=quiet or as_json) as engine, tempfile.TemporaryDirectory() as folder:
         request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
 
         def elsewhere(place: Path) -> Trace:
-            return _in_another_process(job, request, place, threads=engine.threads)
+            return in_another_process(job, request, place, threads=engine.threads)
 
         found = check_determinism(
             engine,
@@ -107,57 +190,177 @@ def run_determinism(
             in_another_process=elsewhere if process else None,
             batch=batch,
         )
-        if as_json:
-            print(json.dumps(_determinism_report(found), ensure_ascii=False, indent=1))
-        else:
-            for line in _determinism_lines(found):
-                print(line)
+    price = measure_cost(opener(job), request) if cost else None
+    if as_json:
+        told = {**determinism_report(found), "cost": None if price is None else asdict(price)}
+        print(json.dumps(told, ensure_ascii=False, indent=1))
+    else:
+        for line in [*determinism_lines(found), *cost_lines(price)]:
+            print(line)
     return found.passed or require == ANY
 
 
 def run_traces(candidate: str, reference: str, *, require: str, as_json: bool) -> bool:
     """Compare two traces; print what was found, and return whether it passed."""
-    _check_rung(require)
+    check_rung(require)
     traces = [read_trace(Path(place).expanduser()) for place in (candidate, reference)]
     found = compare_traces(*traces)
     if as_json:
-        print(json.dumps(_comparison_report(found), ensure_ascii=False, indent=1))
+        print(json.dumps(comparison_report(found), ensure_ascii=False, indent=1))
     else:
-        for line in _comparison_lines(found, traces):
+        for line in comparison_lines(found, traces):
             print(line)
     return found.identical or require == ANY
 
 
-def run_parity(job: TraceJob, reference: str, *, require: str, as_json: bool, quiet: bool) -> bool:
+def opener(job: TraceJob) -> Callable[[bool], Any]:
+    """Return what opens a job's engine, with deterministic kernels only if told so."""
+    checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
+    return lambda asked: open_engine(checkpoint, replace(job.opening, deterministic=asked))
+
+
+def run_parity(
+    job: TraceJob, reference: str, *, prompted: bool, require: str, as_json: bool, quiet: bool
+) -> bool:
     """Compare a device with another; print the verdict, and return whether it passed."""
-    _check_rung(require, RUNGS)
+    check_rung(require, RUNGS)
+    with tempfile.TemporaryDirectory() as folder:
+        baseline, opened = parity_baseline(
+            job, reference, Path(folder), prompted=prompted, quiet=quiet or as_json
+        )
+        found = judge(baseline, opened)
+        if as_json:
+            print(json.dumps(report(found), ensure_ascii=False, indent=1))
+        else:
+            for line in parity_lines(found):
+                print(line)
+    return require == ANY or found.reaches(require)
+
+
+def parity_baseline(
+    job: TraceJob, reference: str, folder: Path, *, prompted: bool, quiet: bool
+) -> tuple[Baseline, Callable[[], Any]]:
+    """Run the reference, a device or a trace; return it, and what opens the candidate.
+
+    Args:
+        job: the candidate's; where the reference is a trace, the request is the trace's.
+        reference: a device, or a trace's file.
+        folder: for traces.
+        prompted: the job's prompt was typed, not filled in.
+        quiet: print no plan.
+    """
     checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
 
     def opened(device: str, dtype: str, placement: str) -> Callable[[], Any]:
         opening = replace(job.opening, device=device, dtype=dtype, placement=placement)
         return lambda: open_engine(checkpoint, opening)
 
+    trace = trace_at(reference)
+    if trace is not None:
+        job = with_request_of(job, trace, prompted=prompted)
+    with open_engine(checkpoint, job.opening) as engine:
+        Printer(quiet=quiet, as_json=False).plan(engine)
+        request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
+        dtype = engine.plan.dtype
+        if trace is not None:
+            _check_weights(trace, engine.checkpoint.fingerprint)
+    exact = opened("cpu", "float32", "auto")
+    candidate = opened(job.device, dtype, job.placement)
+    if trace is None:
+        there = opened(reference, dtype, "auto")
+        return prepare(exact, there, request=request, folder=folder), candidate
+    here = opened("cpu", dtype, "auto")
+    return prepare_from_trace(trace, exact, here, request=request, folder=folder), candidate
+
+
+def with_request_of(job: TraceJob, trace: Trace, *, prompted: bool) -> TraceJob:
+    """Return a job that runs a trace's request, in its dtype unless another was asked for."""
+    request = request_of(trace, job, prompted=prompted)
+    fields = {name: getattr(request, name) for name in setting_names()}
+    return replace(
+        job,
+        prompt=request.prompt,
+        settings={name: value for name, value in fields.items() if value is not None},
+        dtype=str(trace.about["provenance"]["dtype"]) if job.dtype == "auto" else job.dtype,
+    )
+
+
+def trace_at(reference: str) -> Trace | None:
+    """Open the reference if it is a file; a device's name is none."""
+    place = Path(reference).expanduser()
+    return read_trace(place) if place.is_file() or place.suffix == ".trace" else None
+
+
+def request_of(trace: Trace, job: TraceJob, *, prompted: bool) -> Request:
+    """Return the trace's request; one that was typed must be the same."""
+    request = Request(**trace.about["request"])
+    typed = {**job.settings, **({"prompt": job.prompt} if prompted else {})}
+    for name, value in typed.items():
+        recorded = getattr(request, name)
+        if name != "image" and recorded != value:
+            raise RequestError(
+                f"the reference was made with another {name}",
+                seen=value,
+                allowed=str(recorded),
+                hint=f"leave it out: it is taken from {trace.path}",
+            )
+    return request
+
+
+def _check_weights(trace: Trace, fingerprint: str) -> None:
+    made_with = str(trace.about["provenance"]["model"]["fingerprint"])
+    if made_with != fingerprint:
+        raise TraceError(
+            "the reference was made with other weights",
+            seen=f"fingerprint {fingerprint[:16]}",
+            allowed=f"fingerprint {made_with[:16]}: {trace.about['provenance']['model']['title']}",
+            hint="name the same files with --model-path",
+        )
+
+
+def switch_name(changes: Mapping[str, Any]) -> str:
+    """Return a switch as a user would type it."""
+    words = (
+        f"--{name}" + ("" if value is True else f" {value}") for name, value in changes.items()
+    )
+    return " ".join(words)
+
+
+def run_invariance(job: TraceJob, *, batch: int, require: str, as_json: bool, quiet: bool) -> bool:
+    """Judge every switch; print the table, and return whether all passed."""
+    check_rung(require, (*RUNGS[:2],))
+    checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
+
+    def opened(**changes: Any) -> Callable[[], Any]:
+        return lambda: open_engine(checkpoint, replace(job.opening, **changes))
+
     with open_engine(checkpoint, job.opening) as engine:
         Printer(quiet=quiet or as_json, as_json=False).plan(engine)
         request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
-        dtype = engine.plan.dtype
     with tempfile.TemporaryDirectory() as folder:
-        found = check_parity(
-            exact=opened("cpu", "float32", "auto"),
-            reference=opened(reference, dtype, "auto"),
-            candidate=opened(job.device, dtype, job.placement),
-            request=request,
-            folder=Path(folder),
+        exact = opened(device="cpu", dtype="float32", placement="auto")
+        baseline = prepare(exact, opened(), request=request, folder=Path(folder))
+        found = check_invariance(
+            baseline,
+            {
+                switch_name(changes): opened(**changes)
+                for changes in SWITCHES
+                if any(getattr(job.opening, name) != value for name, value in changes.items())
+            },
+            batch=batch,
         )
-        if as_json:
-            print(json.dumps(report(found), ensure_ascii=False, indent=1))
-        else:
-            for line in _parity_lines(found):
-                print(line)
-    return require == ANY or found.reaches(require)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=1))
+    else:
+        for line in switch_lines(found):
+            print(line)
+    enough = {"identical": {None, "identical"}, "close": {None, "identical", "close"}}
+    judged = [one for one in found if not one.name.startswith("batch")]
+    return require == ANY or all(one.rung in enough[require] for one in judged)
 
 
-def _check_rung(require: str, rungs: Sequence[str] = ("identical",)) -> None:
+def check_rung(require: str, rungs: Sequence[str] = ("identical",)) -> None:
+    """Refuse a requirement that is none."""
     if require not in (*rungs, ANY):
         allowed = ", ".join([*rungs, ANY])
         raise RequestError("there is no such requirement", seen=require, allowed=allowed)
@@ -182,7 +385,7 @@ def _one(request: Request) -> Request:
     return request
 
 
-def _in_another_process(
+def in_another_process(
     job: TraceJob, request: Request, place: Path, *, threads: int | None
 ) -> Trace:
     """Run the same request in a new process; its settings are all spelled out.
@@ -208,123 +411,3 @@ def _in_another_process(
             "the other process failed", seen=child.stderr.strip()[-500:] or child.returncode
         )
     return read_trace(place)
-
-
-# --- words ---------------------------------------------------------------------------------------
-
-
-def _determinism_lines(found: Determinism) -> Iterator[str]:
-    origin = found.first.about["provenance"]
-    yield f"{origin['model']['title']} on {origin['device']['name']} in {origin['dtype']}"
-    for repeat in found.repeats:
-        joints = repeat.comparison.joints
-        what = f"identical, {len(joints)} tensors"
-        if (bad := repeat.comparison.first_divergence) is not None:
-            what = f"DIFFERENT from {bad.name} on{_apart(bad)}"
-        yield f"{repeat.way:<24} {what} ({repeat.seconds:.2f} s)"
-    if found.batch is not None:
-        count, largest = found.batch
-        how = "the same bits" if not largest else f"a largest pixel difference of {largest}"
-        yield f"{f'in a batch of {count}':<24} {how} (told, not judged)"
-    yield "deterministic" if found.passed else "NOT DETERMINISTIC"
-
-
-def _parity_lines(found: Parity) -> Iterator[str]:
-    for label, origin in (
-        ("candidate", found.candidate.record()["provenance"]),
-        ("reference", found.reference.about["provenance"]),
-    ):
-        where = f"{origin['device']['name']} ({origin['device']['chip']})"
-        yield f"{label:<10} {origin['model']['title']} on {where} in {origin['dtype']}"
-    yield f"{'joint':<28} {'port':>10} {'precision':>10} {'limit':>10} {'drift':>10}"
-    for joint in found.joints:
-        numbers = (joint.port, joint.precision, joint.limit, joint.drift)
-        row = " ".join(f"{number:>10.2e}" for number in numbers)
-        yield f"{joint.name:<28} {row}  {'' if joint.passed else 'FAILED'}".rstrip()
-    worst = max(found.joints, key=lambda joint: joint.port / joint.limit)
-    yield (
-        f"blame      at {worst.name}: precision {worst.precision:.2e}, port {worst.port:.2e} "
-        f"({worst.port / worst.precision:.2f} times)"
-    )
-    yield f"picture    {_seen(found.picture)}; precision alone: {_seen(found.precision)}"
-    for line in found.search:
-        yield f"search     {line}"
-    if found.culprit:
-        yield f"culprit    {found.culprit}"
-    yield found.rung or "DIFFERENT"
-
-
-def _seen(difference: Difference) -> str:
-    psnr = "identical" if difference.largest == 0 else f"{difference.psnr:.2f} dB"
-    return f"{psnr}, SSIM {difference.ssim:.5f}, largest {difference.largest}"
-
-
-def _comparison_lines(found: Comparison, traces: Sequence[Trace]) -> Iterator[str]:
-    for label, trace in zip(("candidate", "reference"), traces, strict=True):
-        origin = trace.about["provenance"]
-        where = f"{origin['device']['name']} ({origin['device']['chip']})"
-        what = f"{origin['model']['title']} on {where} in {origin['dtype']}"
-        yield f"{label:<10} {what}: {trace.path}"
-    for name, (wanted, seen) in found.settings.items():
-        yield f"note: {name} is {seen!r}, of the reference {wanted!r}"
-    yield f"{'joint':<32} {'relative L2':>12} {'largest':>12} {'cosine':>12} {'ULP':>10}"
-    for joint in found.joints:
-        yield _row(joint)
-    if found.only:
-        yield f"only in one of them: {', '.join(found.only)}"
-    bad = found.first_divergence
-    yield (
-        "identical"
-        if found.identical
-        else (f"different from {bad.name} on" if bad is not None else "different")
-    )
-
-
-def _row(joint: Compared) -> str:
-    if joint.identical:
-        return f"{joint.name:<32} {'identical':>12}"
-    if joint.distance is None:
-        return f"{joint.name:<32} {'different':>12} {joint.note}"
-    far = joint.distance
-    ulps = "-" if far.ulps is None else str(far.ulps)
-    numbers = f"{far.relative:>12.3e} {far.largest:>12.3e} {far.cosine:>12.9f} {ulps:>10}"
-    return f"{joint.name:<32} {numbers}"
-
-
-def _apart(joint: Compared) -> str:
-    if joint.distance is None:
-        return f" ({joint.note})"
-    return f": relative L2 {joint.distance.relative:.2e}, largest {joint.distance.largest:.2e}"
-
-
-def _comparison_report(found: Comparison) -> dict[str, Any]:
-    bad = found.first_divergence
-    return {
-        "identical": found.identical,
-        "first_divergence": None if bad is None else bad.name,
-        "only_in_one": list(found.only),
-        "settings": {name: list(pair) for name, pair in found.settings.items()},
-        "joints": [
-            {
-                "name": joint.name,
-                "identical": joint.identical,
-                "distance": None if joint.distance is None else asdict(joint.distance),
-                "note": joint.note,
-            }
-            for joint in found.joints
-        ],
-    }
-
-
-def _determinism_report(found: Determinism) -> dict[str, Any]:
-    return {
-        "passed": found.passed,
-        "repeats": [
-            {"way": repeat.way, "seconds": repeat.seconds, **_comparison_report(repeat.comparison)}
-            for repeat in found.repeats
-        ],
-        "batch": None
-        if found.batch is None
-        else {"size": found.batch[0], "max_pixel_difference": found.batch[1]},
-        **found.first.about,
-    }

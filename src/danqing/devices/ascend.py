@@ -18,10 +18,14 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from danqing.devices.accelerator import Accelerator
+from danqing.devices.ascend_chips import chip_named
 from danqing.devices.base import Availability
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 _PROBE_SECONDS = 120
 _PROBE = """
@@ -31,6 +35,14 @@ chips = [torch.npu.get_device_name(i) for i in range(n)]
 print("danqing:" + json.dumps({"count": n, "chips": chips}))
 """
 _SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh, or where CANN is installed"
+
+_DETERMINISTIC = {
+    "HCCL_DETERMINISTIC": "true",
+    "LCCL_DETERMINISTIC": "1",
+    "ATB_MATMUL_SHUFFLE_K_ENABLE": "0",
+    "ATB_LLM_LCOC_ENABLE": "0",
+}
+_DRIVER = Path("/usr/local/Ascend/driver/version.info")
 
 _FAILURES = (
     (
@@ -93,6 +105,37 @@ class Ascend(Accelerator):
             return f"torch_npu {importlib.metadata.version('torch_npu')}"
         return ""
 
+    @contextlib.contextmanager
+    def deterministic(self, asked: bool) -> Iterator[None]:  # noqa: FBT001
+        """Tell CANN's libraries, too: those that talk between cards, and ATB's matrix products.
+
+        They read it when they are first used.
+        """
+        if asked:
+            for name, value in _DETERMINISTIC.items():
+                os.environ.setdefault(name, value)
+        with super().deterministic(asked):
+            yield
+
+    @property
+    def harmless_warnings(self) -> Mapping[str, str]:
+        """What torch_npu prints on healthy machines."""
+        return {
+            "owner does not match the current owner": "CANN was installed by another user",
+            "allow_internel_format": "private weight formats are switched off on purpose",
+        }
+
+    def peak_flops(self, dtype: str) -> float | None:
+        """Look the chip up; what is not known has no peak."""
+        chip = chip_named(self.chip)
+        if chip is None or dtype == "float32" or (dtype == "bfloat16" and not chip.bfloat16):
+            return None
+        return chip.tflops * 1e12
+
+    def software(self) -> Mapping[str, str]:
+        """Return the versions of CANN and of the driver, from their own files."""
+        return {name: text for name, text in (("cann", _cann()), ("driver", _driver())) if text}
+
     def prepare(self) -> None:
         """Make it current, without just-in-time kernels and private weight formats.
 
@@ -109,6 +152,29 @@ class Ascend(Accelerator):
         return super().is_out_of_memory(error) or bool(
             re.search(r"\b(207001|207018)\b", str(error))
         )
+
+
+def _cann() -> str:
+    """Return the version of CANN's toolkit, from the file its installer leaves."""
+    home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
+    if home is None:
+        return ""
+    places = [
+        *sorted(Path(home).glob("*/ascend_toolkit_install.info")),
+        Path(home) / "version.info",
+    ]
+    return next(filter(None, map(_version_in, places)), "")
+
+
+def _driver() -> str:
+    return _version_in(_DRIVER)
+
+
+def _version_in(place: Path) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        match = re.search(r"(?im)^version\s*=\s*(\S+)", place.read_text())
+        return match[1] if match else ""
+    return ""
 
 
 def _show_torch_npu() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     import torch
 
 Computes = Literal["native", "emulated", "no"]
@@ -88,6 +91,11 @@ class Device(ABC):
         return ""
 
     @property
+    def harmless_warnings(self) -> Mapping[str, str]:
+        """Warnings that its libraries print and that mean nothing: text and why."""
+        return {}
+
+    @property
     def threads(self) -> int | None:
         """Threads that compute, where their number can change the bits of a result."""
         return None
@@ -99,6 +107,31 @@ class Device(ABC):
     @abstractmethod
     def computes(self, dtype: str) -> Computes:
         """Say how the device computes in `float32`, `bfloat16` or `float16`."""
+
+    @contextlib.contextmanager
+    def deterministic(self, asked: bool) -> Iterator[None]:  # noqa: FBT001
+        """Let torch use only kernels that give the same bits again, as long as this lasts.
+
+        What has no such kernel warns and runs as it is; determinism is measured, not believed.
+        """
+        import torch
+
+        before = torch.are_deterministic_algorithms_enabled()
+        warned = torch.is_deterministic_algorithms_warn_only_enabled()
+        if asked:
+            torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warned)
+
+    def peak_flops(self, dtype: str) -> float | None:  # noqa: ARG002
+        """Return the chip's peak of dense matrix products a second, or None if it is not known."""
+        return None
+
+    def software(self) -> Mapping[str, str]:
+        """Return versions of what lies below torch: driver, runtime, toolkit; by name."""
+        return {}
 
     def shares_host_memory(self) -> bool:
         """Whether weights mapped from disk can be used in place."""

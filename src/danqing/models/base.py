@@ -175,6 +175,10 @@ class Model(ABC):
         """
 
     @abstractmethod
+    def conditioning_size(self, request: Request) -> int:
+        """Return how many numbers `encode` gives for this request, without running it."""
+
+    @abstractmethod
     def encode(self, modules: Modules, request: Request) -> tuple[Any, tuple[str, ...]]:
         """Turn the prompt into conditioning; return it with notes for the user."""
 

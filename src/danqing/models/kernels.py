@@ -1,5 +1,6 @@
-"""Layers of diffusers that choose a kernel by what is installed, made to look where the tensor is.
+"""Which kernels compute: of attention the one asked for, of other layers that of the tensor.
 
+Some layers of diffusers choose a kernel by what is installed; here they look where the tensor is.
 `RMSNorm` and `GEGLU` call an accelerator's kernel wherever its library can be imported, and then
 fail on a CPU beside it: no CPU reference could be computed there
 (https://github.com/huggingface/diffusers/issues/14380; diffusers 0.38 and 0.42).
@@ -7,6 +8,8 @@ fail on a CPU beside it: no CPU reference could be computed there
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,37 @@ import torch.nn.functional as F  # noqa: N812
 from danqing.devices import BACKENDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def attention(name: str) -> Iterator[None]:
+    """Compute attention with this kernel, as long as the context lasts."""
+    if name == "auto":
+        yield
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    backends = {
+        "math": SDPBackend.MATH,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+    }
+    with sdpa_kernel(backends[name]):
+        yield
+
+
+def has_attention(name: str, device: torch.device, dtype: str) -> bool:
+    """Try a kernel on a device with one small head."""
+    one = torch.zeros(1, 1, 8, 64, dtype=getattr(torch, dtype), device=device)
+    try:
+        with attention(name), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch says why each kernel is not usable
+            F.scaled_dot_product_attention(one, one, one)
+    except RuntimeError:
+        return False
+    return True
 
 
 def choose_by_tensor(module: torch.nn.Module) -> None:

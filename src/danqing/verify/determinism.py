@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from danqing.verify.joints import Comparison, compare_traces
+from danqing.verify.metrics import histogram
 from danqing.verify.trace import Recorder, Trace
 
 if TYPE_CHECKING:
@@ -20,7 +22,15 @@ OTHER_PROMPT = "something else, in between"
 class Probed(Protocol):
     """What is checked: an engine, or a fake in a test."""
 
-    def probe(self, request: Request, probe: Probe, /, *, inside: Inside | None = None) -> Picture:
+    def probe(
+        self,
+        request: Request,
+        probe: Probe,
+        /,
+        *,
+        inside: Inside | None = None,
+        inputs: bool = False,
+    ) -> Picture:
         """Make one picture, its joints shown, and the outputs of some layers."""
         ...
 
@@ -54,19 +64,37 @@ class Repeat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What computing several pictures together did to the first of them.
+
+    Attributes:
+        size: pictures in the batch.
+        comparison: of its joints, in the batch and alone.
+        largest: the largest difference of a pixel, in levels.
+    """
+
+    size: int
+    comparison: Comparison
+    largest: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Determinism:
     """What was found.
 
     Attributes:
         first: the run that the others are compared with.
+        picture: what it painted.
+        again: what the next run painted.
         repeats: in the order they were made.
-        batch: what computing several pictures together did to the pixels of the first: its size,
-            and the largest difference; None if it was not tried.
+        batch: what a batch does to the bits; None if it was not tried.
     """
 
     first: Trace
+    picture: Picture
+    again: Picture
     repeats: tuple[Repeat, ...]
-    batch: tuple[int, int] | None
+    batch: Batch | None
 
     @property
     def passed(self) -> bool:
@@ -95,8 +123,9 @@ def check_determinism(
     def again(name: str) -> Trace:
         return record(engine, request, folder / f"{name}.trace")
 
-    first = again("first")
-    repeats = [_repeat("again in this process", first, again("again"))]
+    first, picture = run(engine, request, folder / "first.trace")
+    second, second_picture = run(engine, request, folder / "again.trace")
+    repeats = [_repeat("again in this process", first, second)]
     engine.generate(request.replace(prompt=OTHER_PROMPT, seed=(request.seed or 0) ^ 1))
     repeats.append(_repeat("after another request", first, again("after")))
     engine.close()
@@ -104,18 +133,82 @@ def check_determinism(
     if in_another_process is not None:
         other = in_another_process(folder / "process.trace")
         repeats.append(_repeat("in another process", first, other))
+    alone, place = (first, picture), folder / "batch.trace"
     return Determinism(
         first=first,
+        picture=picture,
+        again=second_picture,
         repeats=tuple(repeats),
-        batch=_in_a_batch(engine, request, batch) if batch > 1 else None,
+        batch=_in_a_batch(engine, request, alone, batch, place) if batch > 1 else None,
     )
 
 
-def record(engine: Probed, request: Request, path: Path, *, digests: bool = False) -> Trace:
-    """Run a request and write its trace."""
-    with Recorder(path, digests=digests) as recorder:
-        picture = engine.probe(request, recorder)
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What deterministic kernels cost.
+
+    Attributes:
+        seconds: of one picture, loading left out, with the kernels the device prefers; a median.
+        deterministic_seconds: the same with deterministic kernels only.
+        identical: whether both give the same pixels.
+    """
+
+    seconds: float
+    deterministic_seconds: float
+    identical: bool
+
+
+def measure_cost(opened: Callable[[bool], Probed], request: Request, *, repeats: int = 3) -> Cost:
+    """Paint with and without deterministic kernels, in turn, and take the medians.
+
+    Args:
+        opened: opens the engine, with deterministic kernels only if told so.
+        request: resolved, for one picture.
+        repeats: of each; one more comes first and does not count.
+    """
+    engines = {asked: opened(asked) for asked in (False, True)}
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    digests = set()
+    for number in range(repeats + 1):
+        for asked, engine in engines.items():
+            (picture,) = engine.generate(request).pictures
+            digests.add(picture.pixels_sha256)
+            if number:
+                seconds[asked].append(spent(picture))
+    for engine in engines.values():
+        engine.close()
+    return Cost(
+        seconds=statistics.median(seconds[False]),
+        deterministic_seconds=statistics.median(seconds[True]),
+        identical=len(digests) == 1,
+    )
+
+
+def spent(picture: Picture) -> float:
+    """Return the seconds of a picture's stages, loading left out."""
+    return sum(stage.seconds for stage in picture.stages if stage.name != "load")
+
+
+def record(
+    engine: Probed,
+    request: Request,
+    path: Path,
+    *,
+    digests: bool = False,
+    inside: Inside | None = None,
+    sample: int | None = None,
+) -> Trace:
+    """Run a request and write its trace; of layers inside, keep a sample of each."""
+    with Recorder(path, digests=digests, sample=sample) as recorder:
+        picture = engine.probe(request, recorder, inside=inside)
         return recorder.finish(about(picture))
+
+
+def run(engine: Probed, request: Request, path: Path) -> tuple[Trace, Picture]:
+    """Run a request; return its trace and its picture."""
+    with Recorder(path) as recorder:
+        picture = engine.probe(request, recorder)
+        return recorder.finish(about(picture)), picture
 
 
 def about(picture: Picture) -> dict[str, Any]:
@@ -129,10 +222,13 @@ def _repeat(way: str, first: Trace, again: Trace) -> Repeat:
     return Repeat(way=way, comparison=compare_traces(again, first), seconds=seconds)
 
 
-def _in_a_batch(engine: Probed, request: Request, batch: int) -> tuple[int, int]:
-    from PIL import ImageChops
-
-    alone = engine.generate(request).image
-    many = engine.generate(request.replace(num_images_per_prompt=batch), batch=batch)
-    ranges: Any = ImageChops.difference(alone, many.image).getextrema()
-    return batch, max(high for _, high in ranges)
+def _in_a_batch(
+    engine: Probed, request: Request, alone: tuple[Trace, Picture], size: int, place: Path
+) -> Batch:
+    trace, picture = alone
+    together, first = run(engine, request.replace(num_images_per_prompt=size), place)
+    return Batch(
+        size=size,
+        comparison=compare_traces(together, trace),
+        largest=len(histogram(first.image, picture.image)) - 1,
+    )

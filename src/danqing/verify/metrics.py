@@ -49,13 +49,8 @@ def compare(candidate: Image, reference: Image) -> Difference:
     Raises:
         RequestError: their sizes differ.
     """
-    if candidate.size != reference.size:
-        raise RequestError(
-            "pictures of different sizes cannot be compared",
-            seen="{}x{} and {}x{}".format(*candidate.size, *reference.size),
-        )
+    away = _levels_apart(candidate, reference).astype(np.float64)
     first, second = (np.asarray(one.convert("RGB"), np.float64) for one in (candidate, reference))
-    away = np.abs(first - second)
     error = float(np.square(away).mean())
     return Difference(
         mse=error,
@@ -64,6 +59,45 @@ def compare(candidate: Image, reference: Image) -> Difference:
         psnr=psnr(error),
         ssim=ssim(first, second),
     )
+
+
+def histogram(candidate: Image, reference: Image) -> tuple[int, ...]:
+    """Return how many of the values (three a pixel) differ by 0, 1, ... levels, up to the largest.
+
+    Raises:
+        RequestError: their sizes differ.
+    """
+    return tuple(int(count) for count in np.bincount(_levels_apart(candidate, reference).ravel()))
+
+
+def difference_picture(candidate: Image, reference: Image, *, factor: int = 1) -> Image:
+    """Return the absolute difference of each value, times a factor, cut off at 255.
+
+    Black is equal. The factor makes small differences visible; say it beside the picture.
+
+    Raises:
+        RequestError: their sizes differ.
+    """
+    from PIL import Image as Images
+
+    away = _levels_apart(candidate, reference).astype(np.int64) * factor
+    return Images.fromarray(np.minimum(away, 255).astype(np.uint8))
+
+
+def visible_factor(largest: int) -> int:
+    """Return the power of two that brings a largest difference closest to white, at least 1."""
+    return 1 if largest <= 0 else 2 ** max(0, int(math.log2(255 / largest)))
+
+
+def _levels_apart(candidate: Image, reference: Image) -> NDArray[np.int16]:
+    if candidate.size != reference.size:
+        raise RequestError(
+            "pictures of different sizes cannot be compared",
+            seen="{}x{} and {}x{}".format(*candidate.size, *reference.size),
+        )
+    first, second = (np.asarray(one.convert("RGB"), np.int16) for one in (candidate, reference))
+    away: NDArray[np.int16] = np.abs(first - second)
+    return away
 
 
 def psnr(mse: float) -> float:
@@ -114,6 +148,48 @@ def _blur(values: Values) -> Values:
     rows = sum(weight * values[k : k + height] for k, weight in enumerate(weights))
     blurred: Values = sum(weight * rows[:, k : k + width] for k, weight in enumerate(weights))
     return blurred
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What the values of a tensor are like; of the finite ones, in float64.
+
+    Attributes:
+        dtype: PyTorch's name.
+        shape: sides.
+        least: smallest value; None if none is finite.
+        most: largest value.
+        mean: of all.
+        deviation: standard deviation.
+        zeros: share of values that are zero, 0 to 1.
+        not_finite: how many values are NaN or infinite.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    least: float | None
+    most: float | None
+    mean: float | None
+    deviation: float | None
+    zeros: float
+    not_finite: int
+
+
+def statistics_of(array: Array) -> Statistics:
+    """Measure the values of a tensor."""
+    values = array.values()
+    finite = values[np.isfinite(values)]
+    some = finite.size > 0
+    return Statistics(
+        dtype=array.dtype,
+        shape=array.shape,
+        least=float(finite.min()) if some else None,
+        most=float(finite.max()) if some else None,
+        mean=float(finite.mean()) if some else None,
+        deviation=float(finite.std()) if some else None,
+        zeros=float((values == 0).mean()) if values.size else 0.0,
+        not_finite=values.size - finite.size,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

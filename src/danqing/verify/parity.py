@@ -17,19 +17,23 @@ way: first by blocks, then by the layers of the first block that fails.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from danqing.arrays import Array
+from danqing.errors import TraceError
 from danqing.verify.determinism import about
-from danqing.verify.metrics import Difference, compare, distance
+from danqing.verify.metrics import Difference, Statistics, compare, distance, statistics_of
 from danqing.verify.trace import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from PIL.Image import Image
 
     from danqing.request import Inside, Picture, Request
     from danqing.verify.determinism import Probed
@@ -41,6 +45,7 @@ LEAST = 2e-6
 """Floor of any joint, relative: float32 sums of thousands of terms in another order."""
 MARGIN_DB = 3.0
 """By how much the free picture may be farther off than precision alone puts it."""
+PIXELS = "decode/pixels"
 RUNGS = ("identical", "close", "alike")
 
 
@@ -85,7 +90,9 @@ class Parity:
         reference: the reference's trace.
         picture: the candidate's picture against the reference's.
         precision: the reference's picture against the exact one: what the dtype alone costs.
+        image: the reference's picture.
         culprit: the first layer that fails, if a joint did and the search found one.
+        inputs: what that layer was given, in the reference's run: name and values.
         search: how it got there.
     """
 
@@ -94,7 +101,9 @@ class Parity:
     reference: Trace
     picture: Difference
     precision: Difference
+    image: Image
     culprit: str | None = None
+    inputs: tuple[tuple[str, Statistics], ...] = ()
     search: tuple[str, ...] = ()
 
     @property
@@ -136,34 +145,126 @@ def check_parity(
         request: resolved, for one picture.
         folder: for the traces, which the caller removes.
     """
-    runs = _Runs(exact=exact, reference=reference, candidate=candidate, request=request)
-    truth, truth_picture = runs.run(exact, folder / "exact.trace")
-    base, base_picture = runs.run(reference, folder / "reference.trace")
-    floors = runs.floors(truth, folder)
-    free, picture = runs.run(candidate, folder / "free.trace", teacher=_noise_of(base))
-    own, _ = runs.run(candidate, folder / "forced.trace", teacher=_or_none(base))
+    return judge(prepare(exact, reference, request=request, folder=folder), candidate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What candidates are judged against; made once for all of them.
+
+    Attributes:
+        base: the reference's trace.
+        image: its picture.
+        floors: of each joint.
+        precision: what the dtype alone costs the picture.
+    """
+
+    base: Trace
+    image: Image
+    floors: Mapping[str, float]
+    precision: Difference
+    runs: _Runs
+    folder: Path
+
+
+def prepare(
+    exact: Callable[[], Probed], reference: Callable[[], Probed], *, request: Request, folder: Path
+) -> Baseline:
+    """Run the exact one and the reference, and measure the floors."""
+    runs = _Runs(exact=exact, reference=reference, request=request, folder=folder)
+    truth, truth_picture = runs.run(exact, "exact")
+    base, picture = runs.run(reference, "reference")
+    return Baseline(
+        base=base,
+        image=picture.image,
+        floors=runs.floors(truth),
+        precision=compare(picture.image, truth_picture.image),
+        runs=runs,
+        folder=folder,
+    )
+
+
+def prepare_from_trace(
+    trace: Trace,
+    exact: Callable[[], Probed],
+    here: Callable[[], Probed],
+    *,
+    request: Request,
+    folder: Path,
+) -> Baseline:
+    """Take a trace, of another machine perhaps, as the reference.
+
+    Args:
+        trace: with its tensors.
+        exact: opens the CPU in float32.
+        here: opens the CPU in the candidate's dtype: the floors come from it, and it stands in for
+            the reference when the search goes on inside a network, of which a trace says nothing.
+        request: the trace's.
+        folder: for the traces, which the caller removes.
+
+    Raises:
+        TraceError: the trace has digests alone.
+    """
+    pixels = trace.read(PIXELS) if PIXELS in trace.joints else None
+    if pixels is None:
+        raise TraceError(
+            "a trace of digests alone cannot be a reference",
+            seen=trace.path,
+            hint="make it again without --digests",
+        )
+    runs = _Runs(exact=exact, reference=here, request=request, folder=folder)
+    truth, truth_picture = runs.run(exact, "exact", teacher=_noise_of(trace))
+    _, here_picture = runs.run(here, "here", teacher=_noise_of(trace))
+    return Baseline(
+        base=trace,
+        image=to_image(pixels),
+        floors=runs.floors(truth),
+        precision=compare(here_picture.image, truth_picture.image),
+        runs=runs,
+        folder=folder,
+    )
+
+
+def judge(baseline: Baseline, candidate: Callable[[], Probed]) -> Parity:
+    """Run a candidate free and forced, and judge every joint; look inside if one fails."""
+    runs, base = baseline.runs, baseline.base
+    free, picture = runs.run(candidate, "free", teacher=_noise_of(base))
+    own = free
+    if not all(_same(free, base, name) for name in _judged(base)):
+        own, _ = runs.run(candidate, "forced", teacher=_or_none(base))
     joints = tuple(
         JointVerdict(
             name=name,
             port=_off(own, base, name),
-            precision=floors[name],
-            limit=FACTOR * floors[name],
+            precision=baseline.floors[name],
+            limit=FACTOR * baseline.floors[name],
             drift=_off(free, base, name),
-            identical=free.joints[name].sha256 == base.joints[name].sha256,
+            identical=_same(free, base, name),
         )
         for name in _judged(base)
     )
     failed = next((joint for joint in joints if not joint.passed), None)
-    culprit, search = (None, ()) if failed is None else _drill(runs, base, failed.name, folder)
+    found = _Search() if failed is None else _drill(runs, candidate, base, failed.name)
     return Parity(
         joints=joints,
         candidate=picture,
         reference=base,
-        picture=compare(picture.image, base_picture.image),
-        precision=compare(base_picture.image, truth_picture.image),
-        culprit=culprit,
-        search=search,
+        picture=compare(picture.image, baseline.image),
+        precision=baseline.precision,
+        image=baseline.image,
+        culprit=found.culprit,
+        inputs=found.inputs,
+        search=tuple(found.log),
     )
+
+
+def to_image(pixels: Array) -> Image:
+    """Turn the first of (pictures, 3, height, width), -1 to 1, into 8 bits, as the engine does."""
+    from PIL import Image as Images
+
+    unit = (pixels.values()[0].astype(np.float32) / 2 + np.float32(0.5)).clip(0, 1)
+    levels = (unit * 255).round().astype(np.uint8)
+    return Images.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,39 +273,38 @@ class _Runs:
 
     exact: Callable[[], Probed]
     reference: Callable[[], Probed]
-    candidate: Callable[[], Probed]
     request: Request
+    folder: Path
 
     def run(
         self,
         opened: Callable[[], Probed],
-        path: Path,
+        name: str,
         *,
         teacher: Callable[[str], Array | None] = lambda _: None,
         change: Callable[[str, Array], Array] = lambda _, array: array,
         inside: Inside | None = None,
+        inputs: bool = False,
     ) -> tuple[Trace, Picture]:
         """Run the request, keep what it computes, and let it go on with a teacher's tensors."""
         engine = opened()
-        with Recorder(path) as recorder:
+        with Recorder(self.folder / f"{name}.trace") as recorder:
 
             def probe(name: str, array: Array) -> Array | None:
                 recorder(name, array)
                 given = teacher(name)
                 return None if given is None else change(name, given)
 
-            picture = engine.probe(self.request, probe, inside=inside)
+            picture = engine.probe(self.request, probe, inside=inside, inputs=inputs)
             engine.close()
             return recorder.finish(about(picture)), picture
 
-    def floors(
-        self, truth: Trace, folder: Path, *, inside: Inside | None = None
-    ) -> dict[str, float]:
+    def floors(self, truth: Trace, *, inside: Inside | None = None) -> dict[str, float]:
         """Return the floor of each joint: what precision costs there, given the exact inputs."""
-        path, teach = folder / "floor.trace", _or_none(truth)
-        forced, _ = self.run(self.reference, path, teacher=teach, inside=inside)
+        teach = _or_none(truth)
+        forced, _ = self.run(self.reference, "floor", teacher=teach, inside=inside)
         if _dtype(forced) == "float32":
-            forced, _ = self.run(self.exact, path, teacher=teach, change=_moved, inside=inside)
+            forced, _ = self.run(self.exact, "floor", teacher=teach, change=_moved, inside=inside)
         return {name: max(_off(forced, truth, name), LEAST) for name in _judged(truth)}
 
 
@@ -214,10 +314,26 @@ _NETWORK = {"decode": ("vae",)}
 """Components that a stage's joints come from, where they are known; else all are looked into."""
 
 
-def _drill(
-    runs: _Runs, base: Trace, joint: str, folder: Path
-) -> tuple[str | None, tuple[str, ...]]:
-    """Find the first layer that fails on the way to a joint; return it and how it was found."""
+@dataclass(kw_only=True)
+class _Search:
+    """What a search found, and how."""
+
+    culprit: str | None = None
+    inputs: tuple[tuple[str, Statistics], ...] = ()
+    log: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    """A layer, and which of its calls."""
+
+    component: str
+    path: str
+    call: int
+
+
+def _drill(runs: _Runs, candidate: Callable[[], Probed], base: Trace, joint: str) -> _Search:
+    """Find the first layer that fails on the way to a joint, and what it was given."""
     stage, _, rest = joint.partition("/")
     call = int(rest.split("/")[0]) if stage == "denoise" else None
     parts = ("transformer",) if stage == "denoise" else _NETWORK.get(stage)
@@ -227,59 +343,80 @@ def _drill(
             return component in parts and times == (call or times)
         return component not in ("transformer", "vae")
 
-    log = [f"{joint} is the first joint beyond its limit"]
-    block = _first_inside(
-        runs, base, folder, lambda c, path, n: here(c, n) and _is_block(path), log
-    )
+    found = _Search(log=[f"{joint} is the first joint beyond its limit"])
+    look = partial(_first_inside, runs, candidate, base, log=found.log)
+    block = look(lambda c, path, n: here(c, n) and is_block(path))
     if block is None:
-        return None, tuple(log)
-    component, path = block
-    layer = _first_inside(
-        runs, base, folder,
-        lambda c, p, n: c == component and here(c, n) and (p == path or p.startswith(f"{path}.")),
-        log,
-    )  # fmt: skip
-    return "/".join(layer or block), tuple(log)
+        return found
+    path = block.path
+    layer = look(
+        lambda c, p, n: (
+            c == block.component and here(c, n) and (p == path or p.startswith(f"{path}."))
+        )
+    )
+    culprit = layer or block
+    found.culprit = f"{culprit.component}/{culprit.path}"
+    found.inputs = _inputs_of(runs, base, culprit)
+    return found
 
 
-def _is_block(path: str) -> bool:
+def _inputs_of(runs: _Runs, base: Trace, layer: _Layer) -> tuple[tuple[str, Statistics], ...]:
+    """Run the reference once more, and see what a layer is given there."""
+    wanted = (layer.component, layer.path, layer.call)
+    seen, _ = runs.run(
+        runs.reference,
+        "inputs",
+        teacher=_or_none(base),
+        inside=lambda *this: this == wanted,
+        inputs=True,
+    )
+    given = [name for name in seen.joints if name.startswith("inside/") and "/in/" in name]
+    arrays = ((name.partition("/in/")[2], seen.read(name)) for name in given)
+    return tuple((name, statistics_of(array)) for name, array in arrays if array is not None)
+
+
+def is_block(path: str) -> bool:
     """Say whether a layer is a block: a numbered one outside others, or one that has no number."""
     numbers = [word for word in path.split(".") if word.isdigit()]
     return not numbers or (len(numbers) == 1 and path.rsplit(".", 1)[-1].isdigit())
 
 
 def _first_inside(
-    runs: _Runs, base: Trace, folder: Path, inside: Inside, log: list[str]
-) -> tuple[str, str] | None:
-    """Return component and path of the first layer beyond its limit, given the reference's inputs.
+    runs: _Runs,
+    candidate: Callable[[], Probed],
+    base: Trace,
+    inside: Inside,
+    *,
+    log: list[str],
+) -> _Layer | None:
+    """Return the first layer beyond its limit, given the reference's inputs.
 
     Each layer's output is put right after it was seen, so that the next one's error is its own; a
     layer that holds others comes after them, and answers only for what it does itself.
     """
-    truth, _ = runs.run(
-        runs.exact, folder / "inside-exact.trace", teacher=_or_none(base), inside=inside
-    )
-    floors = runs.floors(truth, folder, inside=inside)
-    right, _ = runs.run(
-        runs.reference, folder / "inside-reference.trace", teacher=_or_none(base), inside=inside
-    )
-    own, _ = runs.run(
-        runs.candidate, folder / "inside.trace", teacher=_or_none(right), inside=inside
-    )
+    teach = _or_none(base)
+    truth, _ = runs.run(runs.exact, "inside-exact", teacher=teach, inside=inside)
+    floors = runs.floors(truth, inside=inside)
+    right, _ = runs.run(runs.reference, "inside-reference", teacher=teach, inside=inside)
+    own, _ = runs.run(candidate, "inside", teacher=_or_none(right), inside=inside)
     looked_at = [name for name in right.joints if name.startswith("inside/")]
     for name in looked_at:
         if name not in own.joints:
             continue  # it was not run: what should have run it answers for that
         off, limit = _off(own, right, name), FACTOR * floors.get(name, LEAST)
         if off > limit:
-            _, component, *path, _call, _number = name.split("/")
+            _, component, *path, call, _number = name.split("/")
             log.append(
                 f"{component}/{'/'.join(path)}: {off:.2e}, limit {limit:.2e}; first of "
                 f"{len(looked_at)} looked at"
             )
-            return component, "/".join(path)
+            return _Layer(component=component, path="/".join(path), call=int(call))
     log.append(f"none of {len(looked_at)} layers is beyond its limit")
     return None
+
+
+def _same(trace: Trace, other: Trace, name: str) -> bool:
+    return name in trace.joints and trace.joints[name].sha256 == other.joints[name].sha256
 
 
 def _or_none(trace: Trace) -> Callable[[str], Array | None]:
@@ -340,6 +477,7 @@ def report(found: Parity) -> dict[str, Any]:
         "rung": found.rung,
         "first_failure": None if bad is None else bad.name,
         "culprit": found.culprit,
+        "inputs": {name: asdict(seen) for name, seen in found.inputs},
         "search": list(found.search),
         "factor": FACTOR,
         "joints": [

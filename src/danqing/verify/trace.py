@@ -13,6 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from danqing.arrays import BITS, Array
 from danqing.errors import OutputError, TraceError
 
@@ -40,6 +42,7 @@ class Joint:
         shape: sides.
         sha256: digest of dtype, shape and bytes.
         start: its first byte in the file; None in a trace of digests.
+        sample: how many of its values were kept, evenly spread; None if all were.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Joint:
     shape: tuple[int, ...]
     sha256: str
     start: int | None = None
+    sample: int | None = None
 
     @property
     def stage(self) -> str:
@@ -54,9 +58,14 @@ class Joint:
         return self.name.split("/")[0]
 
     @property
+    def kept_shape(self) -> tuple[int, ...]:
+        """Sides of what is in the file: of a sample, its length."""
+        return self.shape if self.sample is None else (self.sample,)
+
+    @property
     def size_bytes(self) -> int:
-        """Bytes of it."""
-        return math.prod(self.shape) * int(BITS[self.dtype][-1])
+        """Bytes of it in the file."""
+        return math.prod(self.kept_shape) * int(BITS[self.dtype][-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,29 +83,34 @@ class Trace:
     path: Path
 
     def read(self, name: str) -> Array | None:
-        """Return a tensor; None if only its digest was kept."""
-        import numpy as np
-
+        """Return a tensor, or the sample that was kept of it; None if only its digest was."""
         joint = self.joints[name]
         if joint.start is None:
             return None
-        count = math.prod(joint.shape)
+        count = math.prod(joint.kept_shape)
         bits = np.fromfile(self.path, BITS[joint.dtype], count=count, offset=joint.start)
-        return Array(joint.dtype, bits.reshape(joint.shape))
+        return Array(joint.dtype, bits.reshape(joint.kept_shape))
 
 
 class Recorder:
-    """Keeps what a run shows: everything, streamed to a file, or digests alone.
+    """Keeps what a run shows: everything, streamed to a file, or samples, or digests alone.
 
     Called with each tensor; as a context manager it writes the file when the work is done, and
     leaves nothing if it fails.
     """
 
-    def __init__(self, path: Path, *, digests: bool = False) -> None:
-        """Record to a file; of tensors, or of their digests alone."""
+    def __init__(self, path: Path, *, digests: bool = False, sample: int | None = None) -> None:
+        """Record to a file.
+
+        Args:
+            path: the file.
+            digests: keep the digests of the tensors alone.
+            sample: keep at most so many values of each tensor from inside a network.
+        """
         self.joints: dict[str, Joint] = {}
         self._path = path
         self._digests = digests
+        self._sample = sample
         self._spool: Any = None
 
     def __enter__(self) -> Self:
@@ -119,16 +133,28 @@ class Recorder:
 
     def __call__(self, name: str, array: Array) -> None:
         """Keep one tensor."""
-        start = None
+        start, kept = None, self._kept(name, array)
         if not self._digests:
             start = self._spool.tell()
             try:
-                self._spool.write(array.data())
+                self._spool.write(kept.data())
             except OSError as error:
                 raise _unwritable(self._path, error) from error
         self.joints[name] = Joint(
-            name=name, dtype=array.dtype, shape=array.shape, sha256=array.sha256, start=start
+            name=name,
+            dtype=array.dtype,
+            shape=array.shape,
+            sha256=array.sha256,
+            start=start,
+            sample=None if kept is array else kept.bits.size,
         )
+
+    def _kept(self, name: str, array: Array) -> Array:
+        size = array.bits.size
+        if self._sample is None or size <= self._sample or not name.startswith("inside/"):
+            return array
+        places = np.linspace(0, size - 1, self._sample).astype(np.int64)
+        return Array(array.dtype, array.bits.reshape(-1)[places])
 
     def finish(self, about: Mapping[str, Any]) -> Trace:
         """Write the file, whole or not at all, and return the trace."""
@@ -153,7 +179,13 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
 
 def _header(joints: Mapping[str, Joint], about: Mapping[str, Any]) -> bytes:
     rows = [
-        {"name": one.name, "dtype": one.dtype, "shape": list(one.shape), "sha256": one.sha256}
+        {
+            "name": one.name,
+            "dtype": one.dtype,
+            "shape": list(one.shape),
+            "sha256": one.sha256,
+            **({} if one.sample is None else {"sample": one.sample}),
+        }
         for one in joints.values()
     ]
     told = json.dumps({"schema": SCHEMA, "joints": rows, "about": about}, ensure_ascii=False)
@@ -162,7 +194,7 @@ def _header(joints: Mapping[str, Joint], about: Mapping[str, Any]) -> bytes:
         if one.start is not None:
             table[one.name] = {
                 "dtype": _NAMES[one.dtype],
-                "shape": list(one.shape),
+                "shape": list(one.kept_shape),
                 "data_offsets": [one.start, one.start + one.size_bytes],
             }
     text = json.dumps(table, ensure_ascii=False).encode()
@@ -210,6 +242,7 @@ def _joint(row: Mapping[str, Any], table: Mapping[str, Any], base: int, size: in
         shape=tuple(int(side) for side in row["shape"]),
         sha256=str(row["sha256"]),
         start=None if entry is None else base + int(entry["data_offsets"][0]),
+        sample=None if row.get("sample") is None else int(row["sample"]),
     )
     if joint.dtype not in BITS or any(side < 0 for side in joint.shape):
         msg = f"{joint.name} is {joint.dtype} {list(joint.shape)}"

@@ -53,6 +53,11 @@ class PatchLinear(nn.Module):
         return F.linear(patches.flatten(1), self.weight.flatten(1))
 
 
+def tokens_of(height: int, width: int) -> int:
+    """Return how many tokens a picture of this size becomes, sides being multiples of 32."""
+    return (height // 32) * (width // 32)
+
+
 def see(vlm: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     """Return what the vision tower makes of a picture.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -263,6 +264,17 @@ class DeepGenModel(NetworksModel):
             deviations=tuple(deviation for _, deviation in encoded),
         )
         return conditioning, ()
+
+    def conditioning_size(self, request: Request) -> int:
+        """Count context and pooled vectors of both prompts, and the encodings of the pictures."""
+        config = self.config_of("connector")
+        sizes = [fitted_size(image, request) for image in request.image or ()]
+        counts = [language.tokens_of(*one) for one in sizes]
+        texts = [request.prompt, request.negative_prompt or ""]
+        tokens = max(len(self._row(text, counts)) for text in texts) + int(config["num_queries"])
+        row = tokens * int(config["joint_attention_dim"]) + int(config["pooled_projection_dim"])
+        latents = sum(math.prod(self._latent_shape(*one)) for one in sizes)
+        return row * (2 if _is_guided(request) else 1) + 2 * latents
 
     def draw(self, request: Request, seed: int) -> list[torch.Tensor]:
         """Draw (1, channels, height/8, width/8), then the same of each picture to edit.

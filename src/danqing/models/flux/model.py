@@ -154,6 +154,12 @@ class FluxModel(NetworksModel):
         notes = (*self._truncation_note(request, used), *self._vocabulary_note(request))
         return conditioning, notes
 
+    def conditioning_size(self, request: Request) -> int:
+        """Count prompt embeds and pooled embeds."""
+        config = self.config_of("transformer")
+        tokens = request.max_sequence_length or 0
+        return tokens * int(config["joint_attention_dim"]) + int(config["pooled_projection_dim"])
+
     def draw(self, request: Request, seed: int) -> list[torch.Tensor]:
         """Draw (1, 16, height/8, width/8) in float32 on the CPU."""
         height, width = self._latent_size(request)

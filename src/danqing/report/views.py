@@ -1,0 +1,132 @@
+"""Markdown in two languages, and a page in one file: views of a report."""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from danqing.quantities import size
+from danqing.report import plots
+from danqing.report.words import LANGUAGES, word
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from danqing.report.document import Difference, Report
+
+MEASURES = ("mse", "largest", "mean", "pixels_identical", "psnr", "ssim", "lpips")
+
+
+def markdown(report: Report, language: str) -> str:
+    """Return the report as Markdown, its pictures beside it."""
+    template = _templates(autoescape=False).get_template("report.md.j2")
+    text: str = template.render(
+        report=report, t=partial(_one, language=language), language=language, **_FUNCTIONS
+    )
+    return text.rstrip() + "\n"
+
+
+def page(report: Report, folder: Path) -> str:
+    """Return the report as one HTML page that needs no other file and no network.
+
+    Args:
+        report: whose pictures lie in the folder.
+        folder: where they are.
+    """
+    template = _templates(autoescape=True).get_template("report.html.j2")
+    text: str = template.render(
+        report=report, t=_both, picture=partial(_embedded, folder), plots=plots, **_FUNCTIONS
+    )
+    return text
+
+
+def measure(found: Difference | None, name: str, language: str) -> str:
+    """Return one measure of two pictures as text."""
+    if found is None:
+        return "-"
+    if name == "pixels_identical":
+        return word("yes" if found.identical else "no", language)
+    if name == "psnr":
+        infinite = word("infinite", language)
+        return infinite if found.psnr_db is None else f"{found.psnr_db:.2f} dB"
+    if name == "lpips":
+        return "-" if found.lpips is None else f"{found.lpips:.4f}"
+    digits = {"mse": ".6f", "largest": "d", "mean": ".4f", "ssim": ".6f"}
+    return format(getattr(found, name), digits[name])
+
+
+def number(value: float | None, digits: str = ".2e") -> str:
+    """Return a number, or a word for one that is not finite."""
+    return "∞" if value is None or not math.isfinite(value) else format(value, digits)
+
+
+def tera(value: float | None) -> str:
+    """Return operations, or operations a second, in 1e12; small ones in 1e9."""
+    if value is None:
+        return "-"
+    return f"{value / 1e12:.2f} T" if value >= 1e11 else f"{value / 1e9:.2f} G"  # noqa: PLR2004
+
+
+def amount(value: int | None) -> str:
+    """Return bytes for people."""
+    return "-" if value is None else size(value)
+
+
+_FUNCTIONS = {
+    "MEASURES": MEASURES,
+    "measure": measure,
+    "number": number,
+    "tera": tera,
+    "amount": amount,
+    "LANGUAGES": LANGUAGES,
+}
+
+
+def _one(key: str, language: str, **values: Any) -> str:
+    return word(str(key), language, **values)
+
+
+def _both(key: str, **values: Any) -> Any:
+    """Return a text in both languages, of which the page shows one."""
+    from markupsafe import Markup, escape
+
+    texts = [word(str(key), language, **values) for language in LANGUAGES]
+    if texts[0] == texts[1]:
+        return _bold(escape(texts[0]))
+    spans = (
+        Markup('<span lang="{}">{}</span>').format(language, _bold(escape(text)))
+        for language, text in zip(LANGUAGES, texts, strict=True)
+    )
+    return Markup("").join(spans)
+
+
+def _bold(text: Any) -> Any:
+    """Turn the little Markdown that words have into HTML."""
+    import re
+
+    from markupsafe import Markup
+
+    bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(text))
+    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", bold))  # noqa: S704 - escaped before
+
+
+def _embedded(folder: Path, name: str) -> str:
+    data = base64.b64encode((folder / name).read_bytes()).decode()
+    return f"data:image/png;base64,{data}"
+
+
+def _templates(*, autoescape: bool) -> Any:
+    from jinja2 import DictLoader, Environment, StrictUndefined
+
+    home = importlib.resources.files("danqing.report") / "templates"
+    found = {place.name: place.read_text("utf-8") for place in home.iterdir()}
+    return Environment(
+        loader=DictLoader(found),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
