@@ -617,6 +617,36 @@ def convert(
     )
 
 
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@request_options
+@_guarded
+def rehearse(
+    program: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- PROGRAM",
+            help="A command of danqing (generate ...), or python and a script.",
+        ),
+    ] = None,
+    chip: Annotated[
+        str, typer.Option(metavar="NAME", help="910B3, 910A, 310P3, ...  [default: 910B3]")
+    ] = "910B3",
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="What a card can allocate.  [default: the chip's]"),
+    ] = None,
+    cards: Annotated[int, typer.Option(metavar="N", min=1, max=16, help="How many.")] = 1,
+    json_report: JsonFlag = False,
+) -> None:
+    """Run a program on a simulated NPU: what would this chip refuse, and in which line?"""
+    from danqing.cli import rehearsing as rehearsal
+
+    code = rehearsal.run(
+        program or [], chip=chip, memory=memory, devices=cards, as_json=json_report
+    )
+    raise typer.Exit(code)
+
+
 @app.command()
 @request_options
 @_guarded

@@ -15,6 +15,7 @@ from danqing.errors import (
 )
 from danqing.models import flow
 from danqing.models.flux import PARTS, configs, keys, sampling
+from danqing.models.flux.positions import Positions
 from danqing.models.loading import Row, identity_rows, without_message
 from danqing.models.networks import (
     Network,
@@ -186,12 +187,16 @@ class FluxModel(NetworksModel):
         )
         height, width = self._latent_size(request)
         scheduler = self._schedule(request, tokens=latents.shape[1], device=device)
+        host = torch.device("cpu")
+        text_ids = sampling.text_ids(embeds.shape[1], host)
+        image_ids = sampling.image_ids(height // 2, width // 2, host)
+        transformer.pos_embed.prepare(torch.cat([text_ids, image_ids]), device)
         constant = {
             "encoder_hidden_states": embeds.repeat(count, 1, 1),
             "pooled_projections": pooled.repeat(count, 1),
             "guidance": self._guidance(request, count, device),
-            "txt_ids": sampling.text_ids(embeds.shape[1], device),
-            "img_ids": sampling.image_ids(height // 2, width // 2, device),
+            "txt_ids": text_ids.to(device),
+            "img_ids": image_ids.to(device),
             "return_dict": False,
         }
         for step, timestep in enumerate(scheduler.timesteps, start=1):
@@ -384,6 +389,7 @@ def _make_transformer(config: Mapping[str, Any]) -> Any:
         "diffusers.models.modeling_utils", "Attention backends are an experimental"
     ):
         transformer.set_attention_backend(ATTENTION_BACKEND)
+    transformer.pos_embed = Positions(transformer.pos_embed)
     return transformer
 
 
