@@ -63,18 +63,16 @@ def test_contract(row: str, contracts: dict[str, Any]) -> None:
     assert found["name"] == "npu:0"
     assert total == (chip.memory_gib - 3) * 2**30
     assert found["dtypes"]["bfloat16"] == ("native" if chip.bfloat16 else "no")
-    assert found["peaks"]["float16"] == chip.tflops * 1e12
-    assert found["peaks"]["bfloat16"] == (chip.tflops * 1e12 if chip.bfloat16 else None)
-    assert found["peaks"]["float32"] is None
+    assert set(found["peaks"].values()) == {None}  # the CPU's speed is no share of it
 
 
 @pytest.mark.parametrize("row", ROWS[1:])
 def test_pictures_have_the_cpus_bits(row: str, contracts: dict[str, Any]) -> None:
     """FLUX.1 and DeepGen-1.0, words and edits, resident and staged, every dtype of the chip."""
     found = contract(row, contracts)["pictures"]
-    assert len(found) == 24
     chip = chip_named(row)
     assert chip is not None
+    assert len(found) == (24 if chip.bfloat16 else 20)
     for name, outcome in found.items():
         if "bfloat16" in name and not chip.bfloat16:
             assert "does not compute in bfloat16" in outcome
@@ -143,7 +141,7 @@ MISTAKES = {
     "bfloat16 on a 910A": (
         """
         import torch
-        x = torch.ones(4, 4, device="npu", dtype=torch.bfloat16)
+        x = torch.ones(4, 4, dtype=torch.bfloat16).to("npu")
         y = x @ x  #!refused
         """,
         "DT_BFLOAT16",

@@ -343,3 +343,22 @@ def test_what_determinism_costs() -> None:
     assert cost["seconds"] > 0
     assert cost["deterministic_seconds"] > 0
     assert cost["identical"] is True
+
+
+def test_traces_of_two_versions_of_torch_compare_without_a_model() -> None:
+    """Made with torch 2.9.0 and 2.13.0 on one machine, AMD EPYC, 2026-11-21."""
+    from pathlib import Path as Place
+
+    folder = Place(__file__).parent / "traces"
+    old, new = (read_trace(folder / f"torch-{version}.trace") for version in ("2.9.0", "2.13.0"))
+    versions = [one.about["provenance"]["versions"]["torch"] for one in (old, new)]
+    assert [version.split("+")[0] for version in versions] == ["2.9.0", "2.13.0"]
+    found = compare_traces(new, old)
+    assert found.only == ()
+    assert {"denoise/0001/velocity", "decode/pixels"} <= {joint.name for joint in found.joints}
+    assert next(joint for joint in found.joints if joint.name == "draw/0").identical
+    for joint in found.joints:
+        assert joint.identical or (joint.distance and joint.distance.relative < 1e-4), joint.name
+    ran = run_danqing("verify", "traces", new.path, old.path, "--json")
+    assert ran.returncode == 0
+    assert json.loads(ran.stdout)["only_in_one"] == []

@@ -126,9 +126,9 @@ class Ascend(Accelerator):
         }
 
     def peak_flops(self, dtype: str) -> float | None:
-        """Look the chip up; what is not known has no peak."""
+        """Look the chip up; what is not known, or simulated, has no peak."""
         chip = chip_named(self.chip)
-        if chip is None or dtype == "float32" or (dtype == "bfloat16" and not chip.bfloat16):
+        if chip is None or "simulated" in self.chip or dtype == "float32" or (dtype == "bfloat16" and not chip.bfloat16):
             return None
         return chip.tflops * 1e12
 

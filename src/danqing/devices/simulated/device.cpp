@@ -517,6 +517,11 @@ class Call {
       else if (value.isOptionalTensorList()) {
         for (const auto& one : value.toOptionalTensorVector()) if (one.has_value()) see(*one);
       } else if (value.isDevice()) asked_ = value.toDevice();
+      else if (value.isGenerator() && value.toGenerator().defined()) {
+        TORCH_CHECK(value.toGenerator().device().type() == KIND,
+                    "Expected a 'npu' device type for generator but found '",
+                    value.toGenerator().device().type(), "'");
+      }
       else if (value.isInt() && schema_.arguments()[i - begin_].name() == "dtype")
         asked_dtype_ = ScalarType(value.toInt());
     }
