@@ -51,6 +51,7 @@ def open(  # noqa: A001
     placement: str = "auto",
     attention: str = "auto",
     deterministic: bool = False,
+    compile_with: str = "off",
     components: Mapping[str, str | Path] | None = None,
     allow_pt: bool = False,
 ) -> Engine:
@@ -65,6 +66,8 @@ def open(  # noqa: A001
             read when it begins and leave when it ends.
         attention: `auto`: the kernel torch prefers; or `math`, `flash`, `efficient` or `cudnn`.
         deterministic: compute with kernels only that give the same bits again, even if slower.
+        compile_with: `off`; or compile the transformer's blocks: `inductor`, on an NPU `npugraph`
+            or `torchair`.
         components: places of single components, by name: `{"t5": "models/t5-v1_1-xxl"}`.
         allow_pt: `model_path` is DeepGen's original `.pt`, and may be opened: of tensors only.
 
@@ -85,6 +88,7 @@ def open(  # noqa: A001
         placement=placement,
         attention=attention,
         deterministic=deterministic,
+        compile_with=compile_with,
         components=components,
         allow_pt=allow_pt,
     )

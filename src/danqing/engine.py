@@ -88,6 +88,7 @@ class Engine:
         placement: str = "auto",
         attention: str = "auto",
         deterministic: bool = False,
+        compile_with: str = "off",
         components: Mapping[str, str | Path] | None = None,
         allow_pt: bool = False,
     ) -> Engine:
@@ -104,7 +105,13 @@ class Engine:
         selection = devices.select(device)
         model = models.open_model(checkpoint, spec)
         the_plan = plan.make_plan(
-            model, selection, dtype, placement, attention=attention, deterministic=deterministic
+            model,
+            selection,
+            dtype,
+            placement,
+            attention=attention,
+            deterministic=deterministic,
+            compile_with=compile_with,
         )
         return cls(checkpoint, model, selection.device, the_plan)
 
@@ -471,9 +478,12 @@ class Engine:
                 )
 
         dtype = next(part.dtype for part in self.plan.components if part.name == name)
-        return self._model.build(
+        module = self._model.build(
             name, dtype=dtype, device=self._device.torch_device, on_bytes=on_bytes
         )
+        if name == "transformer" and self.plan.compiled != "off":
+            module.compile_repeated_blocks(backend=self._device.compiler(self.plan.compiled))
+        return module
 
     def _drop_stage(self, stage: str) -> None:
         names = self._modules.keys() & set(self._model.stages[stage])
@@ -549,6 +559,7 @@ class Engine:
             "memory_bytes": memory.total_bytes if memory else None,
             "threads": self._device.threads,
             "deterministic": self.plan.deterministic,
+            "compiled": self.plan.compiled,
             "reason": self.plan.device_reason,
         }
         return Provenance(

@@ -65,6 +65,7 @@ class Plan:
     attention: str
     attention_reason: str
     deterministic: bool
+    compiled: str
     placement: Placement
     placement_reason: str
     components: tuple[PlannedComponent, ...]
@@ -82,6 +83,8 @@ class Plan:
         yield "attention", f"{self.attention}: {self.attention_reason}"
         if self.deterministic:
             yield "kernels", "deterministic ones only"
+        if self.compiled != "off":
+            yield "compile", f"the transformer's blocks, with {self.compiled}, at the first step"
         yield "placement", f"{self.placement}: {self.placement_reason}"
         for part in self.components:
             how = "mapped from disk" if part.mapped else "in memory"
@@ -99,6 +102,7 @@ def make_plan(
     *,
     attention: str = "auto",
     deterministic: bool = False,
+    compile_with: str = "off",
 ) -> Plan:
     """Decide how a model runs on a device.
 
@@ -109,11 +113,12 @@ def make_plan(
         placement: `auto`, `resident` or `staged`.
         attention: `auto`, or one of torch's kernels.
         deterministic: only kernels that give the same bits again.
+        compile_with: `off`, or a compiler of the device.
 
     Raises:
         RequestError: there is no such placement or attention.
         DtypeError: the device does not compute in this dtype.
-        KernelError: the device has no such attention.
+        KernelError: the device has no such attention, or no such compiler.
         DoesNotFitError: the weights do not fit, not even stage by stage.
     """
     device = selection.device
@@ -132,11 +137,18 @@ def make_plan(
         attention=attention,
         attention_reason=_attention(attention, device, chosen),
         deterministic=deterministic,
+        compiled=_compiler(compile_with, device),
         placement=chosen_place,
         placement_reason=place_why,
         components=components,
         assumptions=model.assumptions(),
     )
+
+
+def _compiler(asked: str, device: Device) -> str:
+    if asked != "off":
+        device.compiler(asked)
+    return asked
 
 
 def _attention(asked: str, device: Device, dtype: str) -> str:

@@ -330,6 +330,12 @@ def parity(
             "alike (the pictures are), or any: exit with 1 if it is not.  [default: close]",
         ),
     ] = "close",
+    lpips: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Weights of LPIPS, as safetensors: measure that distance, too."
+        ),
+    ] = None,
     json_report: JsonFlag = False,
     quiet: QuietFlag = False,
     **given: Any,
@@ -342,6 +348,7 @@ def parity(
         job,
         reference,
         prompted=prompt is not None,
+        lpips=lpips,
         require=require,
         as_json=json_report,
         quiet=quiet,
@@ -436,6 +443,12 @@ def report(
             help="identical, close, alike or any, as in verify parity.  [default: close]",
         ),
     ] = "close",
+    lpips: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Weights of LPIPS, as safetensors: measure that distance, too."
+        ),
+    ] = None,
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option(metavar="A B", help="Run nothing: say what changed between two report.json."),
@@ -472,6 +485,7 @@ def report(
             process=process,
             switches=switches,
             require=require,
+            lpips=None if lpips is None else Path(lpips).expanduser(),
             quiet=quiet,
         )
         passed = reports.run(asked)

@@ -56,6 +56,7 @@ class Job:
     placement: str | None
     attention: str | None
     deterministic: bool
+    compile_with: str | None
     batch: int
     loop: bool
     dry_run: bool
@@ -95,6 +96,7 @@ class Opening:
     placement: str = "auto"
     attention: str = "auto"
     deterministic: bool = False
+    compile_with: str = "off"
     fingerprint: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -166,6 +168,7 @@ def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
             placement=opening.placement,
             attention=opening.attention,
             deterministic=opening.deterministic,
+            compile_with=opening.compile_with,
         )
     finally:
         gc.freeze()
@@ -192,6 +195,7 @@ def _plain(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]
             placement=job.placement or "auto",
             attention=job.attention or "auto",
             deterministic=job.deterministic,
+            compile_with=job.compile_with or "off",
         ),
         targets,
     )
@@ -290,6 +294,7 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         size, position = int(origin["batch"]["size"]), int(origin["batch"]["position"])
         threads = origin["device"]["threads"]
         deterministic = bool(origin["device"].get("deterministic"))
+        compiled = str(origin["device"].get("compiled", "off"))
         # before 0.2 a sentence stood there, and torch always chose
         attention = next((name for name in ATTENTION if name == origin["attention"]), "auto")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -311,6 +316,7 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         placement=job.placement or "auto",
         attention=job.attention or attention,
         deterministic=job.deterministic or deterministic,
+        compile_with=job.compile_with or compiled,
         fingerprint=fingerprint,
         notes=tuple(notes),
     )

@@ -117,6 +117,15 @@ def _flags(
         bool,
         typer.Option("--deterministic", help="Only kernels that give the same bits again."),
     ] = False,
+    compile_with: Annotated[
+        str | None,
+        typer.Option(
+            "--compile",
+            metavar="NAME",
+            help="off, or compile the transformer's blocks before the first step: inductor; on an "
+            "NPU npugraph or torchair.  [default: off]",
+        ),
+    ] = None,
     batch: Annotated[
         int,
         typer.Option(
@@ -160,6 +169,9 @@ def _probing_flags(
         str, typer.Option(metavar="NAME", help="As in generate.  [default: auto]")
     ] = "auto",
     deterministic: Annotated[bool, typer.Option("--deterministic", help="As in generate.")] = False,
+    compile_with: Annotated[
+        str, typer.Option("--compile", metavar="NAME", help="As in generate.  [default: off]")
+    ] = "off",
 ) -> None:
     """Declare the flags of commands that look into a run; nothing calls this."""
 

@@ -62,6 +62,7 @@ class ReportJob:
         process: repeat in another process.
         switches: judge the switches of memory and speed.
         require: the rung that parity must reach.
+        lpips: weights of LPIPS, to measure that, too.
         quiet: no plan and no progress.
     """
 
@@ -76,6 +77,7 @@ class ReportJob:
     process: bool
     switches: bool
     require: str
+    lpips: Path | None
     quiet: bool
 
 
@@ -249,6 +251,7 @@ def _against(
         parity = collect.judged(
             judge(baseline, opened),
             required=asked.require,
+            lpips=asked.lpips,
             from_trace=trace_at(asked.reference) is not None,
             folder=asked.out,
             prefix=prefix,

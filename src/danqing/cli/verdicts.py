@@ -36,7 +36,7 @@ def determinism_lines(found: Determinism) -> Iterator[str]:
     yield "deterministic" if found.passed else "NOT DETERMINISTIC"
 
 
-def parity_lines(found: Parity) -> Iterator[str]:
+def parity_lines(found: Parity, *, lpips: float | None = None) -> Iterator[str]:
     """Say what was found joint by joint, whose fault it is, and the verdict."""
     for label, origin in (
         ("candidate", found.candidate.record()["provenance"]),
@@ -54,7 +54,8 @@ def parity_lines(found: Parity) -> Iterator[str]:
         f"blame      at {worst.name}: precision {worst.precision:.2e}, port {worst.port:.2e} "
         f"({worst.port / worst.precision:.2f} times)"
     )
-    yield f"picture    {_seen(found.picture)}; precision alone: {_seen(found.precision)}"
+    learned = "" if lpips is None else f", LPIPS {lpips:.4f}"
+    yield (f"picture    {_seen(found.picture)}{learned}; precision alone: {_seen(found.precision)}")
     for line in found.search:
         yield f"search     {line}"
     if found.culprit:

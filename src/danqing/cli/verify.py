@@ -28,6 +28,7 @@ from danqing.request import Request
 from danqing.verify.determinism import check_determinism, measure_cost, record
 from danqing.verify.invariance import check_invariance
 from danqing.verify.joints import compare_traces
+from danqing.verify.lpips import lpips as measure_lpips
 from danqing.verify.parity import (
     RUNGS,
     is_block,
@@ -74,6 +75,7 @@ class TraceJob:
     placement: str
     attention: str
     deterministic: bool
+    compile_with: str
     settings: Mapping[str, Any]
 
     @property
@@ -87,6 +89,7 @@ class TraceJob:
             placement=self.placement,
             attention=self.attention,
             deterministic=self.deterministic,
+            compile_with=self.compile_with,
         )
 
     def arguments(self) -> list[str]:
@@ -94,6 +97,7 @@ class TraceJob:
         flags = ["--model-path", self.model_path, "--device", self.device, "--dtype", self.dtype]
         flags += ["--placement", self.placement, "--attention", self.attention]
         flags += ["--deterministic"] if self.deterministic else []
+        flags += ["--compile", self.compile_with] if self.compile_with != "off" else []
         for text in self.components:
             flags += ["--component", text]
         return flags
@@ -110,6 +114,7 @@ def trace_job(prompt: str, device: str, given: Mapping[str, Any]) -> TraceJob:
         placement=given["placement"],
         attention=given["attention"],
         deterministic=given["deterministic"],
+        compile_with=given["compile_with"],
         settings={name: given[name] for name in setting_names() if given[name] is not None},
     )
 
@@ -220,7 +225,14 @@ def opener(job: TraceJob) -> Callable[[bool], Any]:
 
 
 def run_parity(
-    job: TraceJob, reference: str, *, prompted: bool, require: str, as_json: bool, quiet: bool
+    job: TraceJob,
+    reference: str,
+    *,
+    prompted: bool,
+    lpips: str | None,
+    require: str,
+    as_json: bool,
+    quiet: bool,
 ) -> bool:
     """Compare a device with another; print the verdict, and return whether it passed."""
     check_rung(require, RUNGS)
@@ -229,11 +241,14 @@ def run_parity(
             job, reference, Path(folder), prompted=prompted, quiet=quiet or as_json
         )
         found = judge(baseline, opened)
-        if as_json:
-            print(json.dumps(report(found), ensure_ascii=False, indent=1))
-        else:
-            for line in parity_lines(found):
-                print(line)
+    away = None
+    if lpips is not None:
+        away = measure_lpips(found.candidate.image, found.image, Path(lpips).expanduser())
+    if as_json:
+        print(json.dumps({**report(found), "lpips": away}, ensure_ascii=False, indent=1))
+    else:
+        for line in parity_lines(found, lpips=away):
+            print(line)
     return require == ANY or found.reaches(require)
 
 

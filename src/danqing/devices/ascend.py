@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from danqing.devices.accelerator import Accelerator
 from danqing.devices.ascend_chips import chip_named
 from danqing.devices.base import Availability
+from danqing.errors import KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -117,6 +118,36 @@ class Ascend(Accelerator):
         with super().deterministic(asked):
             yield
 
+    def compiler(self, name: str) -> Any:
+        """Return torch_npu's graphs of kernels, or torchair's compiler of graphs.
+
+        Both come with torch_npu, but not in every release, and torchair needs CANN's compiler.
+        """
+        if name not in self.compilers:
+            return super().compiler(name)
+        if name == "npugraph":
+            import torch
+
+            known = torch.compiler.list_backends(exclude_tags=())
+            found = next((one for one in ("npugraph_ex", "npugraphs") if one in known), None)
+            if found is not None:
+                return found
+            raise KernelError("this torch_npu has no npugraph", seen=self.driver)
+        try:
+            torchair: Any = importlib.import_module("torchair")
+            return torchair.get_npu_backend()
+        except (ImportError, AttributeError, RuntimeError, OSError) as error:
+            raise KernelError(
+                "torchair cannot be used here",
+                seen=str(error).splitlines()[0],
+                hint="it comes with torch_npu and needs CANN's graph engine",
+            ) from error
+
+    @property
+    def compilers(self) -> tuple[str, ...]:
+        """Inductor is not among them: torch_npu's needs a compiler of its own beside it."""
+        return ("off", "npugraph", "torchair")
+
     @property
     def harmless_warnings(self) -> Mapping[str, str]:
         """What torch_npu prints on healthy machines."""
@@ -128,7 +159,12 @@ class Ascend(Accelerator):
     def peak_flops(self, dtype: str) -> float | None:
         """Look the chip up; what is not known, or simulated, has no peak."""
         chip = chip_named(self.chip)
-        if chip is None or "simulated" in self.chip or dtype == "float32" or (dtype == "bfloat16" and not chip.bfloat16):
+        if (
+            chip is None
+            or "simulated" in self.chip
+            or dtype == "float32"
+            or (dtype == "bfloat16" and not chip.bfloat16)
+        ):
             return None
         return chip.tflops * 1e12
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from danqing.errors import KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -124,6 +126,23 @@ class Device(ABC):
             yield
         finally:
             torch.use_deterministic_algorithms(before, warn_only=warned)
+
+    def compiler(self, name: str) -> Any:
+        """Return what torch.compile takes as its backend, by the name a user types.
+
+        Raises:
+            KernelError: the device has none of this name.
+        """
+        if name == "inductor":
+            return name
+        raise KernelError(
+            f"{self.name} has no such compiler", seen=name, allowed=", ".join(self.compilers)
+        )
+
+    @property
+    def compilers(self) -> tuple[str, ...]:
+        """Names that `compiler` takes, and `off`."""
+        return ("off", "inductor")
 
     def peak_flops(self, dtype: str) -> float | None:  # noqa: ARG002
         """Return the chip's peak of dense matrix products a second, or None if it is not known."""

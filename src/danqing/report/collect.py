@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from danqing.report import document
+from danqing.verify.lpips import lpips as measure_lpips
 from danqing.verify.metrics import compare, difference_picture, histogram, visible_factor
 from danqing.verify.parity import FACTOR
 
@@ -150,7 +151,13 @@ def _first(joint: Any) -> str | None:
 
 
 def judged(
-    found: parity.Parity, *, required: str, from_trace: bool, folder: Path, prefix: str
+    found: parity.Parity,
+    *,
+    required: str,
+    from_trace: bool,
+    lpips: Path | None,
+    folder: Path,
+    prefix: str,
 ) -> document.Parity:
     """Return a verdict of parity; the reference's picture and the difference go into the folder."""
     factor = visible_factor(found.picture.largest)
@@ -176,7 +183,13 @@ def judged(
             for joint in found.joints
         ],
         worst=worst.name,
-        picture=difference(found.candidate.image, found.image),
+        picture=difference(found.candidate.image, found.image).model_copy(
+            update={
+                "lpips": None
+                if lpips is None
+                else measure_lpips(found.candidate.image, found.image, lpips)
+            }
+        ),
         precision=_measured(found.precision, []),
         culprit=found.culprit,
         inputs={name: asdict(seen) for name, seen in found.inputs},
