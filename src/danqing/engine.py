@@ -241,6 +241,11 @@ class Engine:
         return self._device.peak_flops(self.plan.dtype)
 
     @property
+    def compilers(self) -> tuple[str, ...]:
+        """Compilers that the device has by name, `off` among them."""
+        return self._device.compilers
+
+    @property
     def harmless_warnings(self) -> Mapping[str, str]:
         """Warnings that the device's libraries print and that mean nothing: text and why."""
         return self._device.harmless_warnings

@@ -364,6 +364,9 @@ def invariance(
         str, typer.Argument(metavar="PROMPT", help="What the picture shows.")
     ] = LOOKED_AT,
     batch: Annotated[int, typer.Option(metavar="N", help="Size of the batch.", min=2)] = 2,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Judge compiling, too; it takes a minute.")
+    ] = False,
     require: Annotated[
         str,
         typer.Option(
@@ -381,7 +384,9 @@ def invariance(
     from danqing.cli.verify import FAILED, run_invariance, trace_job
 
     job = trace_job(prompt, device, given)
-    if not run_invariance(job, batch=batch, require=require, as_json=json_report, quiet=quiet):
+    if not run_invariance(
+        job, batch=batch, compiled=compiled, require=require, as_json=json_report, quiet=quiet
+    ):
         raise typer.Exit(FAILED)
 
 

@@ -335,13 +335,16 @@ def _check_weights(trace: Trace, fingerprint: str) -> None:
 
 def switch_name(changes: Mapping[str, Any]) -> str:
     """Return a switch as a user would type it."""
-    words = (
-        f"--{name}" + ("" if value is True else f" {value}") for name, value in changes.items()
+    flags = {"compile_with": "compile"}
+    return " ".join(
+        f"--{flags.get(name, name)}" + ("" if value is True else f" {value}")
+        for name, value in changes.items()
     )
-    return " ".join(words)
 
 
-def run_invariance(job: TraceJob, *, batch: int, require: str, as_json: bool, quiet: bool) -> bool:
+def run_invariance(
+    job: TraceJob, *, batch: int, compiled: bool, require: str, as_json: bool, quiet: bool
+) -> bool:
     """Judge every switch; print the table, and return whether all passed."""
     check_rung(require, (*RUNGS[:2],))
     checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
@@ -352,6 +355,8 @@ def run_invariance(job: TraceJob, *, batch: int, require: str, as_json: bool, qu
     with open_engine(checkpoint, job.opening) as engine:
         Printer(quiet=quiet or as_json, as_json=False).plan(engine)
         request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
+        compilers = [name for name in engine.compilers if name != "off"] if compiled else []
+    switches = [*SWITCHES, *({"compile_with": name} for name in compilers)]
     with tempfile.TemporaryDirectory() as folder:
         exact = opened(device="cpu", dtype="float32", placement="auto")
         baseline = prepare(exact, opened(), request=request, folder=Path(folder))
@@ -359,7 +364,7 @@ def run_invariance(job: TraceJob, *, batch: int, require: str, as_json: bool, qu
             baseline,
             {
                 switch_name(changes): opened(**changes)
-                for changes in SWITCHES
+                for changes in switches
                 if any(getattr(job.opening, name) != value for name, value in changes.items())
             },
             batch=batch,
