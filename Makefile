@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+ASCEND := .venv-ascend
 JOBS ?= 2
 
-.PHONY: install browser test test-slow test-oldest check lint types layers docs format bench
+.PHONY: install browser test test-slow test-oldest test-ascend check lint types layers docs format bench
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -30,6 +31,14 @@ test-oldest: install $(OLDEST)/.installed  ## the suite on the older versions As
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet -c constraints-oldest.txt -e ".[dev]"
+	touch $@
+
+test-ascend: $(ASCEND)/.installed  ## the real torch_npu 2.13.0 over a stand-in CANN, on a CPU (x86-64 or aarch64)
+	TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(ASCEND)/bin/python -m pytest -m ascend -n $(JOBS) tests/ascend
+$(ASCEND)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ASCEND)
+	$(ASCEND)/bin/pip install --quiet -c constraints.txt -e ".[dev]" pyyaml
+	$(ASCEND)/bin/pip install --quiet --no-deps torch_npu==2.13.0
 	touch $@
 
 check: lint types layers docs  ## all that is no test

@@ -52,6 +52,7 @@ def open(  # noqa: A001
     attention: str = "auto",
     deterministic: bool = False,
     compile_with: str = "off",
+    fused: str = "off",
     components: Mapping[str, str | Path] | None = None,
     allow_pt: bool = False,
 ) -> Engine:
@@ -68,6 +69,7 @@ def open(  # noqa: A001
         deterministic: compute with kernels only that give the same bits again, even if slower.
         compile_with: `off`; or compile the transformer's blocks: `inductor`, on an NPU `npugraph`
             or `torchair`.
+        fused: `off`, `all`, or names of the device's fused kernels with commas between.
         components: places of single components, by name: `{"t5": "models/t5-v1_1-xxl"}`.
         allow_pt: `model_path` is DeepGen's original `.pt`, and may be opened: of tensors only.
 
@@ -89,6 +91,7 @@ def open(  # noqa: A001
         attention=attention,
         deterministic=deterministic,
         compile_with=compile_with,
+        fused=fused,
         components=components,
         allow_pt=allow_pt,
     )

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from danqing import devices, models, plan, weights
 from danqing.arrays import Array
-from danqing.errors import BrokenPictureError, DanqingError, DoesNotFitError, RequestError
+from danqing.errors import (
+    BrokenPictureError,
+    DanqingError,
+    DeviceFailedError,
+    DoesNotFitError,
+    RequestError,
+)
 from danqing.references import tilde
 from danqing.request import (
     Generation,
@@ -89,6 +95,7 @@ class Engine:
         attention: str = "auto",
         deterministic: bool = False,
         compile_with: str = "off",
+        fused: str = "off",
         components: Mapping[str, str | Path] | None = None,
         allow_pt: bool = False,
     ) -> Engine:
@@ -112,6 +119,7 @@ class Engine:
             attention=attention,
             deterministic=deterministic,
             compile_with=compile_with,
+            fused=fused,
         )
         return cls(checkpoint, model, selection.device, the_plan)
 
@@ -239,6 +247,11 @@ class Engine:
     def peak_flops(self) -> float | None:
         """Operations a second that the chip could do in the plan's dtype, where that is known."""
         return self._device.peak_flops(self.plan.dtype)
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """Fused kernels that the device has, by name."""
+        return tuple(self._device.fused)
 
     @property
     def compilers(self) -> tuple[str, ...]:
@@ -427,6 +440,7 @@ class Engine:
             raise
         except (RuntimeError, MemoryError) as error:
             if not self._device.is_out_of_memory(error):
+                self._translate(error, name)
                 raise
             self._device.release()
             raise DoesNotFitError(
@@ -444,6 +458,19 @@ class Engine:
                 component=component,
             )
         )
+
+    def _translate(self, error: BaseException, stage: str) -> None:
+        """Raise what an error of the device's own software means; return if it is none."""
+        meaning = self._device.explain(error)
+        if meaning is not None:
+            what, advice = meaning
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            detail = next((line for line in lines if "EZ1001" in line), lines[0])
+            raise DeviceFailedError(
+                f"{self._device.name} failed in {stage}: {what}",
+                seen=detail[:300],
+                hint=advice,
+            ) from error
 
     @contextlib.contextmanager
     def _kernels(self) -> Iterator[None]:
@@ -486,6 +513,10 @@ class Engine:
         module = self._model.build(
             name, dtype=dtype, device=self._device.torch_device, on_bytes=on_bytes
         )
+        if self.plan.fused:
+            from danqing.models.kernels import fuse
+
+            fuse(module, {name: self._device.fused[name] for name in self.plan.fused})
         if name == "transformer" and self.plan.compiled != "off":
             module.compile_repeated_blocks(backend=self._device.compiler(self.plan.compiled))
         return module
@@ -565,6 +596,7 @@ class Engine:
             "threads": self._device.threads,
             "deterministic": self.plan.deterministic,
             "compiled": self.plan.compiled,
+            "fused": list(self.plan.fused),
             "reason": self.plan.device_reason,
         }
         return Provenance(

@@ -110,6 +110,12 @@ class DtypeError(DeviceError):
     http_status = 400
 
 
+class DeviceFailedError(DeviceError):
+    """The device's own software failed while it worked; the message says what that means."""
+
+    http_status = 500
+
+
 class KernelError(DeviceError):
     """The device has no kernel of the kind asked for."""
 

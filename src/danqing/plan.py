@@ -66,6 +66,7 @@ class Plan:
     attention_reason: str
     deterministic: bool
     compiled: str
+    fused: tuple[str, ...]
     placement: Placement
     placement_reason: str
     components: tuple[PlannedComponent, ...]
@@ -83,6 +84,8 @@ class Plan:
         yield "attention", f"{self.attention}: {self.attention_reason}"
         if self.deterministic:
             yield "kernels", "deterministic ones only"
+        if self.fused:
+            yield "fused", ", ".join(self.fused)
         if self.compiled != "off":
             yield "compile", f"the transformer's blocks, with {self.compiled}, at the first step"
         yield "placement", f"{self.placement}: {self.placement_reason}"
@@ -103,6 +106,7 @@ def make_plan(
     attention: str = "auto",
     deterministic: bool = False,
     compile_with: str = "off",
+    fused: str = "off",
 ) -> Plan:
     """Decide how a model runs on a device.
 
@@ -114,11 +118,12 @@ def make_plan(
         attention: `auto`, or one of torch's kernels.
         deterministic: only kernels that give the same bits again.
         compile_with: `off`, or a compiler of the device.
+        fused: `off`, `all`, or names of the device's fused kernels with commas between.
 
     Raises:
         RequestError: there is no such placement or attention.
         DtypeError: the device does not compute in this dtype.
-        KernelError: the device has no such attention, or no such compiler.
+        KernelError: the device has no such attention, compiler or fused kernel.
         DoesNotFitError: the weights do not fit, not even stage by stage.
     """
     device = selection.device
@@ -138,6 +143,7 @@ def make_plan(
         attention_reason=_attention(attention, device, chosen),
         deterministic=deterministic,
         compiled=_compiler(compile_with, device),
+        fused=_fused(fused, device),
         placement=chosen_place,
         placement_reason=place_why,
         components=components,
@@ -149,6 +155,20 @@ def _compiler(asked: str, device: Device) -> str:
     if asked != "off":
         device.compiler(asked)
     return asked
+
+
+def _fused(asked: str, device: Device) -> tuple[str, ...]:
+    if asked == "off":
+        return ()
+    there = tuple(device.fused)
+    names = there if asked == "all" else tuple(name.strip() for name in asked.split(","))
+    if not names or not set(names) <= set(there):
+        raise KernelError(
+            f"{device.name} has no such fused kernel",
+            seen=asked,
+            allowed=", ".join(["off", *(["all", *there] if there else [])]),
+        )
+    return names
 
 
 def _attention(asked: str, device: Device, dtype: str) -> str:

@@ -57,6 +57,7 @@ class Job:
     attention: str | None
     deterministic: bool
     compile_with: str | None
+    fused: str | None
     batch: int
     loop: bool
     dry_run: bool
@@ -97,6 +98,7 @@ class Opening:
     attention: str = "auto"
     deterministic: bool = False
     compile_with: str = "off"
+    fused: str = "off"
     fingerprint: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -169,6 +171,7 @@ def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
             attention=opening.attention,
             deterministic=opening.deterministic,
             compile_with=opening.compile_with,
+            fused=opening.fused,
         )
     finally:
         gc.freeze()
@@ -196,6 +199,7 @@ def _plain(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]
             attention=job.attention or "auto",
             deterministic=job.deterministic,
             compile_with=job.compile_with or "off",
+            fused=job.fused or "off",
         ),
         targets,
     )
@@ -295,6 +299,7 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         threads = origin["device"]["threads"]
         deterministic = bool(origin["device"].get("deterministic"))
         compiled = str(origin["device"].get("compiled", "off"))
+        fused = ",".join(origin["device"].get("fused", [])) or "off"
         # before 0.2 a sentence stood there, and torch always chose
         attention = next((name for name in ATTENTION if name == origin["attention"]), "auto")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -317,6 +322,7 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         attention=job.attention or attention,
         deterministic=job.deterministic or deterministic,
         compile_with=job.compile_with or compiled,
+        fused=job.fused or fused,
         fingerprint=fingerprint,
         notes=tuple(notes),
     )

@@ -117,6 +117,14 @@ def _flags(
         bool,
         typer.Option("--deterministic", help="Only kernels that give the same bits again."),
     ] = False,
+    fused: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="off, all, or some of the NPU's fused kernels: rms_norm,rope,group_norm_silu.  "
+            "[default: off]",
+        ),
+    ] = None,
     compile_with: Annotated[
         str | None,
         typer.Option(
@@ -171,6 +179,9 @@ def _probing_flags(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="As in generate.")] = False,
     compile_with: Annotated[
         str, typer.Option("--compile", metavar="NAME", help="As in generate.  [default: off]")
+    ] = "off",
+    fused: Annotated[
+        str, typer.Option(metavar="NAMES", help="As in generate.  [default: off]")
     ] = "off",
 ) -> None:
     """Declare the flags of commands that look into a run; nothing calls this."""

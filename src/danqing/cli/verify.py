@@ -76,6 +76,7 @@ class TraceJob:
     attention: str
     deterministic: bool
     compile_with: str
+    fused: str
     settings: Mapping[str, Any]
 
     @property
@@ -90,6 +91,7 @@ class TraceJob:
             attention=self.attention,
             deterministic=self.deterministic,
             compile_with=self.compile_with,
+            fused=self.fused,
         )
 
     def arguments(self) -> list[str]:
@@ -100,6 +102,7 @@ class TraceJob:
         flags += ["--compile", self.compile_with] if self.compile_with != "off" else []
         for text in self.components:
             flags += ["--component", text]
+        flags += ["--fused", self.fused] if self.fused != "off" else []
         return flags
 
 
@@ -115,6 +118,7 @@ def trace_job(prompt: str, device: str, given: Mapping[str, Any]) -> TraceJob:
         attention=given["attention"],
         deterministic=given["deterministic"],
         compile_with=given["compile_with"],
+        fused=given["fused"],
         settings={name: given[name] for name in setting_names() if given[name] is not None},
     )
 
@@ -356,7 +360,9 @@ def run_invariance(
         Printer(quiet=quiet or as_json, as_json=False).plan(engine)
         request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
         compilers = [name for name in engine.compilers if name != "off"] if compiled else []
-    switches = [*SWITCHES, *({"compile_with": name} for name in compilers)]
+        fused = engine.fused
+    switches = [*SWITCHES, *({"fused": name} for name in fused)]
+    switches += [{"compile_with": name} for name in compilers]
     with tempfile.TemporaryDirectory() as folder:
         exact = opened(device="cpu", dtype="float32", placement="auto")
         baseline = prepare(exact, opened(), request=request, folder=Path(folder))

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from danqing.devices.accelerator import Accelerator
 from danqing.devices.ascend_chips import chip_named
+from danqing.devices.ascend_errors import explain
+from danqing.devices.ascend_kernels import FUSED, honour_gelu
 from danqing.devices.base import Availability
 from danqing.errors import KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _PROBE_SECONDS = 120
 _PROBE = """
@@ -149,6 +151,14 @@ class Ascend(Accelerator):
         return ("off", "npugraph", "torchair")
 
     @property
+    def fused(self) -> Mapping[str, Callable[..., Any]]:
+        """Those of torch_npu that this release has."""
+        npu = importlib.import_module("torch_npu")
+        needs = {"rms_norm": "npu_rms_norm", "rope": "npu_rotary_mul"}
+        needs["group_norm_silu"] = "npu_group_norm_silu"
+        return {name: FUSED[name] for name, theirs in needs.items() if hasattr(npu, theirs)}
+
+    @property
     def harmless_warnings(self) -> Mapping[str, str]:
         """What torch_npu prints on healthy machines."""
         return {
@@ -182,6 +192,11 @@ class Ascend(Accelerator):
         with contextlib.suppress(AttributeError):
             self.module.set_compile_mode(jit_compile=False)
             self.module.config.allow_internal_format = False
+        honour_gelu()
+
+    def explain(self, error: BaseException) -> tuple[str, str] | None:
+        """Look CANN's code up."""
+        return explain(error)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Recognise CANN's codes too."""

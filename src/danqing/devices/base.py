@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from danqing.errors import KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
 
@@ -93,6 +93,11 @@ class Device(ABC):
         return ""
 
     @property
+    def fused(self) -> Mapping[str, Callable[..., Any]]:
+        """Fused kernels by name; `danqing.models.kernels.fuse` says what each takes."""
+        return {}
+
+    @property
     def harmless_warnings(self) -> Mapping[str, str]:
         """Warnings that its libraries print and that mean nothing: text and why."""
         return {}
@@ -171,6 +176,10 @@ class Device(ABC):
     @abstractmethod
     def release(self) -> None:
         """Give cached memory back."""
+
+    def explain(self, error: BaseException) -> tuple[str, str] | None:  # noqa: ARG002
+        """Return what an error of the device's own software means and what to do, if it is one."""
+        return None
 
     @abstractmethod
     def is_out_of_memory(self, error: BaseException) -> bool:

@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from danqing.devices import BACKENDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 
 @contextlib.contextmanager
@@ -50,6 +50,85 @@ def has_attention(name: str, device: torch.device, dtype: str) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def fuse(module: torch.nn.Module, kernels: Mapping[str, Callable[..., Any]]) -> None:
+    """Let the layers inside a module use a device's fused kernels.
+
+    Args:
+        module: on that device.
+        kernels: `rms_norm(states, weight, eps)`; `rope(states, cosine, sine)` of states (batch,
+            tokens, heads, width); `group_norm_silu(states, weight, bias, groups, eps)`.
+    """
+    for layer in list(module.modules()):
+        if "rms_norm" in kernels and type(layer) is torch.nn.RMSNorm and layer.weight is not None:
+            _replace(layer, partial(_fused_rms_norm, layer, kernels["rms_norm"]))
+        if "group_norm_silu" in kernels:
+            _fuse_group_norms(layer, kernels["group_norm_silu"])
+    if "rope" in kernels:
+        _fuse_rope(module, kernels["rope"])
+
+
+def _fused_rms_norm(layer: Any, kernel: Callable[..., Any], states: torch.Tensor) -> Any:
+    eps = torch.finfo(states.dtype).eps if layer.eps is None else layer.eps
+    return kernel(states, layer.weight, eps)
+
+
+def _fuse_group_norms(layer: Any, kernel: Callable[..., Any]) -> None:
+    """Let the norms that a SiLU follows do it; the SiLU then does nothing."""
+    from diffusers.models.autoencoders.vae import Decoder, Encoder
+    from diffusers.models.resnet import ResnetBlock2D
+
+    if isinstance(layer, ResnetBlock2D) and isinstance(layer.nonlinearity, torch.nn.SiLU):
+        norms, silu = [layer.norm1, layer.norm2], "nonlinearity"
+    elif isinstance(layer, (Decoder, Encoder)) and isinstance(layer.conv_act, torch.nn.SiLU):
+        norms, silu = [layer.conv_norm_out], "conv_act"
+    else:
+        return
+    if not all(type(norm) is torch.nn.GroupNorm for norm in norms):
+        return
+    for norm in norms:
+        _replace(norm, partial(_fused_group_norm, norm, kernel))
+    setattr(layer, silu, torch.nn.Identity())
+
+
+def _fused_group_norm(norm: Any, kernel: Callable[..., Any], states: torch.Tensor) -> Any:
+    return kernel(states, norm.weight, norm.bias, norm.num_groups, norm.eps)
+
+
+_ROPE: list[Callable[..., Any]] = []
+"""What turns positions in the transformer that is running."""
+
+
+def _fuse_rope(module: torch.nn.Module, kernel: Callable[..., Any]) -> None:
+    """Let a FLUX.1 transformer turn positions with a kernel; others have none of its kind."""
+    from diffusers import FluxTransformer2DModel
+    from diffusers.models.transformers import transformer_flux
+
+    if not isinstance(module, FluxTransformer2DModel):
+        return
+    plain: Any = transformer_flux.apply_rotary_emb
+    if not hasattr(plain, "by_kernel"):
+
+        def chosen(states: torch.Tensor, tables: Any, **options: Any) -> Any:
+            return _ROPE[-1](states, *tables) if _ROPE else plain(states, tables, **options)
+
+        chosen.by_kernel = True  # type: ignore[attr-defined]
+        transformer_flux.apply_rotary_emb = chosen
+    forward = module.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        _ROPE.append(kernel)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            _ROPE.pop()
+
+    _replace(module, run)
+
+
+def _replace(layer: Any, forward: Callable[..., Any]) -> None:
+    layer.forward = forward
 
 
 def choose_by_tensor(module: torch.nn.Module) -> None:

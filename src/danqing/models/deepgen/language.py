@@ -63,7 +63,8 @@ def see(vlm: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
 
     Args:
         vlm: with `visual`.
-        pixels: (1, 3, height, width), -1 to 1, in the tower's dtype; sides are multiples of 32.
+        pixels: (1, 3, height, width), -1 to 1, in the tower's dtype; sides are multiples of 32. On
+            the CPU: how a picture is made smaller is then the same for every device.
 
     Returns:
         (tokens, hidden), and the rows and columns of tokens: one for each 32 x 32 pixels.
@@ -81,12 +82,23 @@ def see(vlm: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     blocks = normal.reshape(-1, rows // merge, merge, patch, columns // merge, merge, patch)
     # (c, H, m, p, W, m, p) -> (H, W, m, m, c, p, p); a patch lists channel, frame, row, column
     blocks = blocks.permute(1, 4, 2, 5, 0, 3, 6).flatten(0, 3)
-    patches = blocks[:, :, None].expand(-1, -1, frames, -1, -1).flatten(1)
-    grid = torch.tensor([[1, rows, columns]], device=pixels.device)
-    out = tower(patches, grid_thw=grid)
+    patches = blocks[:, :, None].expand(-1, -1, frames, -1, -1).flatten(1).to(vlm.device)
+    # the few whole numbers that say where each patch is are worked out on the CPU: on an NPU they
+    # would be a dozen small kernels, some of which it has only in an older kind
+    grid = torch.tensor([[1, rows, columns]])
+    out = tower(patches, grid_thw=grid, **_places(tower, grid, vlm.device))
     # transformers 5 returns an object that holds the merged tokens beside the others
     features: torch.Tensor = out if isinstance(out, torch.Tensor) else out.pooler_output
     return features, (rows // merge, columns // merge)
+
+
+def _places(tower: Any, grid: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return what transformers 5 would compute from the grid on the device that it is on."""
+    try:
+        from transformers.vision_utils import get_vision_position_ids
+    except ImportError:  # transformers 4 takes rows of a table that is there
+        return {}
+    return {"position_ids": get_vision_position_ids(grid, tower.spatial_merge_size).to(device)}
 
 
 def embed(

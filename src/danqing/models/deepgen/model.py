@@ -237,7 +237,7 @@ class DeepGenModel(NetworksModel):
         """
         vlm, connector = modules["vlm"], modules["connector"]
         weight = connector.projector_1.weight
-        pictures = [self._pixels(image, request).to(weight.device) for image in request.image or ()]
+        pictures = [self._pixels(image, request) for image in request.image or ()]
         seen = [language.see(vlm, picture.to(weight.dtype)) for picture in pictures]
         features, grids = [one for one, _ in seen], [grid for _, grid in seen]
         counts = [rows * columns for rows, columns in grids]
@@ -458,7 +458,7 @@ def _is_guided(request: Request) -> bool:
 
 def _posterior(vae: Any, picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of a picture's encoding."""
-    found = vae.encode(picture.to(vae.dtype)).latent_dist
+    found = vae.encode(picture.to(vae.device, vae.dtype)).latent_dist
     return found.mean, found.std
 
 
