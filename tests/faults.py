@@ -170,7 +170,7 @@ POCKET: tuple[Fault, ...] = (
     Fault("exact GELU for the tanh one", T, at(f"{DOUBLE}.0.ff.net.0", lambda m: setattr(m, "approximate", "none")), f"{DOUBLE}.0.ff.net.0"),
     Fault("a bias lost", T, at("x_embedder", weight(torch.zeros_like, "bias")), "x_embedder"),
     Fault("a norm in half precision", T, at("norm_out", output(half_of)), "norm_out"),
-    Fault("rope of the picture off by one row", T, at("pos_embed", inputs(image_rope_off_by_one)), "pos_embed"),
+    Fault("rope of the picture off by one row", T, at("pos_embed.inner", inputs(image_rope_off_by_one)), "pos_embed"),
     Fault("a wrong time at step 2", T, at("time_text_embed.timestep_embedder", output(lambda x: x * 1.02, call=2)), "time_text_embed.timestep_embedder"),
     Fault("latents scaled by 1.001 at step 1", T, at("x_embedder", inputs(lambda x: (x * 1.001,), call=1)), "x_embedder"),
     Fault("a block skipped", T, at(f"{SINGLE}.3", skipped), f"{SINGLE}.3"),

@@ -53,6 +53,7 @@ def open(  # noqa: A001
     deterministic: bool = False,
     compile_with: str = "off",
     fused: str = "off",
+    place: Mapping[str, str] | None = None,
     components: Mapping[str, str | Path] | None = None,
     allow_pt: bool = False,
 ) -> Engine:
@@ -70,6 +71,7 @@ def open(  # noqa: A001
         compile_with: `off`; or compile the transformer's blocks: `inductor`, on an NPU `npugraph`
             or `torchair`.
         fused: `off`, `all`, or names of the device's fused kernels with commas between.
+        place: devices of single components, by name: `{"vlm": "npu:1"}`.
         components: places of single components, by name: `{"t5": "models/t5-v1_1-xxl"}`.
         allow_pt: `model_path` is DeepGen's original `.pt`, and may be opened: of tensors only.
 
@@ -92,6 +94,7 @@ def open(  # noqa: A001
         deterministic=deterministic,
         compile_with=compile_with,
         fused=fused,
+        place=place,
         components=components,
         allow_pt=allow_pt,
     )

@@ -71,6 +71,7 @@ class Engine:
         model: Model,
         device: devices.Device,
         the_plan: plan.Plan,
+        places: Mapping[str, devices.Device] = {},
     ) -> None:
         """Keep the parts; `Engine.open` finds and checks them."""
         self.checkpoint = checkpoint
@@ -78,6 +79,7 @@ class Engine:
         self.plan = the_plan
         self._model = model
         self._device = device
+        self._places = dict(places)
         self._modules: dict[str, Any] = {}
         self._loads: list[StageCost] = []
         self._batch_bits: dict[tuple[int, ...], dict[str, Any]] = {}
@@ -96,6 +98,7 @@ class Engine:
         deterministic: bool = False,
         compile_with: str = "off",
         fused: str = "off",
+        place: Mapping[str, str] | None = None,
         components: Mapping[str, str | Path] | None = None,
         allow_pt: bool = False,
     ) -> Engine:
@@ -110,6 +113,7 @@ class Engine:
         spec = models.identify(checkpoint)
         devices.import_torch()
         selection = devices.select(device)
+        places = {name: devices.select(where).device for name, where in (place or {}).items()}
         model = models.open_model(checkpoint, spec)
         the_plan = plan.make_plan(
             model,
@@ -120,8 +124,9 @@ class Engine:
             deterministic=deterministic,
             compile_with=compile_with,
             fused=fused,
+            places=places,
         )
-        return cls(checkpoint, model, selection.device, the_plan)
+        return cls(checkpoint, model, selection.device, the_plan, places)
 
     def __enter__(self) -> Self:
         """Return the engine itself."""
@@ -429,13 +434,15 @@ class Engine:
 
         loads = name == "load"
 
-        self._device.synchronize()
-        self._device.reset_peak()
+        for device in (self._device, *self._places.values()):
+            device.synchronize()
+            device.reset_peak()
         start = time.perf_counter()
         try:
             with torch.no_grad() if loads else torch.inference_mode(), self._kernels():
                 yield
-                self._device.synchronize()
+                for device in (self._device, *self._places.values()):
+                    device.synchronize()
         except DanqingError:
             raise
         except (RuntimeError, MemoryError) as error:
@@ -510,9 +517,11 @@ class Engine:
                 )
 
         dtype = next(part.dtype for part in self.plan.components if part.name == name)
-        module = self._model.build(
-            name, dtype=dtype, device=self._device.torch_device, on_bytes=on_bytes
-        )
+        device = self._places.get(name, self._device)
+        if device is not self._device:
+            device.prepare()  # its first-thing settings; then this one is current again
+            self._device.prepare()
+        module = self._model.build(name, dtype=dtype, device=device.torch_device, on_bytes=on_bytes)
         if self.plan.fused:
             from danqing.models.kernels import fuse
 
@@ -597,6 +606,7 @@ class Engine:
             "deterministic": self.plan.deterministic,
             "compiled": self.plan.compiled,
             "fused": list(self.plan.fused),
+            "places": {name: device.name for name, device in self._places.items()},
             "reason": self.plan.device_reason,
         }
         return Provenance(

@@ -11,7 +11,7 @@ from danqing.errors import DoesNotFitError, DtypeError, KernelError, RequestErro
 from danqing.quantities import size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from danqing.devices import Device, Memory, Selection
     from danqing.models.base import Model
@@ -40,6 +40,7 @@ class PlannedComponent:
     """One component's part of the plan.
 
     `mapped` weights are used where they lie on disk; their memory is the system's page cache.
+    `device` is named where it is not the plan's.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PlannedComponent:
     bytes: int
     mapped: bool
     reason: str
+    device: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,8 @@ class Plan:
         for part in self.components:
             how = "mapped from disk" if part.mapped else "in memory"
             reason = f"; {part.reason}" if part.reason else ""
-            yield f"  {part.name}", f"{size(part.bytes)} {part.dtype}, {how}{reason}"
+            where = f" on {part.device}" if part.device else ""
+            yield f"  {part.name}", f"{size(part.bytes)} {part.dtype}, {how}{where}{reason}"
         for text in self.assumptions:
             yield "assumed", text
 
@@ -107,6 +110,7 @@ def make_plan(
     deterministic: bool = False,
     compile_with: str = "off",
     fused: str = "off",
+    places: Mapping[str, Device] = {},
 ) -> Plan:
     """Decide how a model runs on a device.
 
@@ -119,6 +123,7 @@ def make_plan(
         deterministic: only kernels that give the same bits again.
         compile_with: `off`, or a compiler of the device.
         fused: `off`, `all`, or names of the device's fused kernels with commas between.
+        places: components that are elsewhere.
 
     Raises:
         RequestError: there is no such placement or attention.
@@ -128,7 +133,7 @@ def make_plan(
     """
     device = selection.device
     chosen, why = _choose_dtype(model, device, dtype)
-    components = tuple(_components(model, device, chosen))
+    components = tuple(_components(model, device, chosen, places))
     chosen_place, place_why = _place(components, model, device, placement)
     return Plan(
         title=model.spec.title,
@@ -227,8 +232,21 @@ def _second_choice(stored: str, model: Model, device: Device) -> tuple[str, str]
     return "float32", because
 
 
-def _components(model: Model, device: Device, dtype: str) -> Iterator[PlannedComponent]:
-    for name, (wanted, reason) in model.dtypes(dtype).items():
+def _components(
+    model: Model, device: Device, dtype: str, places: Mapping[str, Device] = {}
+) -> Iterator[PlannedComponent]:
+    dtypes = model.dtypes(dtype)
+    for name in places:
+        if name not in dtypes:
+            raise RequestError(
+                "there is no such component to place", seen=name, allowed=", ".join(dtypes)
+            )
+    for name, (wanted, reason) in dtypes.items():
+        place = places.get(name, device)
+        if place.computes(wanted) == "no":
+            raise DtypeError(
+                f"{place.name} ({place.chip}) does not compute in {wanted}", seen=f"{name} on it"
+            )
         part = model.checkpoint.component(name)
         elements = sum(math.prod(entry.shape) for entry in part.entries.values())
         yield PlannedComponent(
@@ -236,8 +254,9 @@ def _components(model: Model, device: Device, dtype: str) -> Iterator[PlannedCom
             stored=part.dtype,
             dtype=wanted,
             bytes=elements * DTYPES[wanted],
-            mapped=device.shares_host_memory() and part.dtype == wanted != "float32",
+            mapped=place.shares_host_memory() and part.dtype == wanted != "float32",
             reason=reason,
+            device=place.name if place.name != device.name else "",
         )
 
 
@@ -250,7 +269,7 @@ def _place(
             "there is no such placement", seen=asked, allowed="auto, resident, staged"
         )
     memory = device.memory()
-    taken = {part.name: 0 if part.mapped else part.bytes for part in components}
+    taken = {part.name: 0 if part.mapped or part.device else part.bytes for part in components}
     total = sum(taken.values())
     stages = {stage: sum(taken[name] for name in names) for stage, names in model.stages.items()}
     largest = max(stages, key=lambda stage: stages[stage])

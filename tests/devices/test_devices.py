@@ -77,7 +77,7 @@ def test_cpu_out_of_memory_is_recognised() -> None:
     assert cpu.is_out_of_memory(caught.value)
 
 
-# --- torch_npu that is broken in the ways it really breaks (facts/ascend.md, section 1) -----------
+# --- torch_npu that is broken in the ways it really breaks --------------------------------------
 
 NO_CANN = "libhccl.so: cannot open shared object file: No such file or directory"
 BROKEN = {
@@ -98,13 +98,13 @@ BROKEN = {
         ('import torch\nclass npu:\n    is_available = staticmethod(lambda: True)\n'
         '    @staticmethod\n    def device_count(): raise RuntimeError("error code is 107001")\n'
         "torch.npu = npu"),
-        "driver does not answer",
+        "driver does not answer for this card",
     ),
     "no card": (
         "import torch\nclass npu:\n    is_available = staticmethod(lambda: False)\ntorch.npu = npu",
         "no card is visible",
     ),
-    "a crash": ("import os\nos.abort()", "the process ended with status -6"),
+    "a crash": ("import os\nos.abort()", "aborts while it is loaded: the process ended with status -6"),
     "something new": ('raise ValueError("surprise")', "fails: ValueError: surprise"),
 }  # fmt: skip
 
@@ -121,7 +121,8 @@ def broken(case: str, tmp_path: Path) -> tuple[dict[str, str], str]:
     (package / "__init__.py").write_text(code + "\ndef _autoload(): pass\n")
     info = tmp_path / "torch_npu-2.13.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch_npu\nVersion: 2.13.0\n")
+    version = torch.__version__.split("+")[0]
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch_npu\nVersion: {version}\n")
     (info / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "ASCEND_RT_VISIBLE_DEVICES": "3"}
     environment.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)

@@ -263,3 +263,57 @@ def test_two_cards(tmp_path: Path) -> None:
     )
     assert code == 4
     assert "npu:0, npu:1" in said
+
+
+def test_components_on_two_cards() -> None:
+    """FLUX.1 and DeepGen-1.0 with a part of each on another card, or on the CPU: the same bits."""
+    program = """
+import json, tempfile
+from pathlib import Path
+from PIL import Image
+from danqing.devices import import_torch
+torch = import_torch()
+from danqing.devices.simulated import install
+native = install("910B3", devices=2).native
+torch.set_num_threads(1)
+import danqing
+from tests import deepgen_toys, toys
+home = Path(tempfile.mkdtemp())
+flux, deepgen = toys.write_diffusers(home / "f"), deepgen_toys.write(home / "d")
+small = {"height": 64, "width": 64, "num_inference_steps": 2, "seed": 3}
+edit = {**small, "image": Image.new("RGB", (96, 64), "teal")}
+found = []
+for weights, settings, places in (
+    (flux, small, ({"text_encoder_2": "npu:1"}, {"transformer": "npu:1"}, {"vae": "cpu"})),
+    (deepgen, edit, ({"vlm": "npu:1"}, {"connector": "npu:1"}, {"transformer": "npu:1"},
+                     {"vae": "npu:1"}, {"vlm": "cpu", "vae": "npu:1"})),
+):
+    with danqing.open(weights, device="cpu", dtype="float32") as engine:
+        wanted = engine.generate("a boat", **settings).image.tobytes()
+    for place in places:
+        native.reset_peak(1)
+        with danqing.open(weights, device="npu:0", dtype="float32", place=place) as engine:
+            picture = engine.generate("a boat", **settings).pictures[0]
+        found.append([
+            place, picture.image.tobytes() == wanted, native.memory(1)["peak"],
+            picture.provenance.device["places"] == place,
+        ])
+print(json.dumps(found))
+"""
+    found = json.loads(run_python("-c", program).stdout.splitlines()[-1])
+    assert len(found) == 8
+    for place, same, peak, told in found:
+        assert same, place
+        assert told, place
+        assert (peak > 0) == ("npu:1" in place.values()), place
+
+
+def test_what_cannot_be_placed() -> None:
+    for words, wanted, code in (
+        (("--place", "vlm"), "NAME=DEVICE", 2),
+        (("--place", "brain=cpu"), "no such component to place", 2),
+        (("--place", "vae=npu:7"), "npu is not available", 4),
+    ):
+        done = run_danqing("generate", "a boat", "--dry-run", *words)
+        assert done.returncode == code, done.stderr
+        assert wanted in done.stderr

@@ -7,7 +7,7 @@ import gc
 import json
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ class Job:
     deterministic: bool
     compile_with: str | None
     fused: str | None
+    place: list[str] | None
     batch: int
     loop: bool
     dry_run: bool
@@ -99,6 +100,7 @@ class Opening:
     deterministic: bool = False
     compile_with: str = "off"
     fused: str = "off"
+    place: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -172,6 +174,7 @@ def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
             deterministic=opening.deterministic,
             compile_with=opening.compile_with,
             fused=opening.fused,
+            place=opening.place,
         )
     finally:
         gc.freeze()
@@ -200,6 +203,7 @@ def _plain(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]
             deterministic=job.deterministic,
             compile_with=job.compile_with or "off",
             fused=job.fused or "off",
+            place=read_components(job.place or [], "--place", "NAME=DEVICE"),
         ),
         targets,
     )
@@ -269,14 +273,18 @@ def _read_size(job: Job) -> dict[str, int]:
     return found
 
 
-def read_components(texts: Sequence[str]) -> dict[str, str]:
-    """Return places by component's name, from texts such as `vae=FILE`."""
+def read_components(
+    texts: Sequence[str], flag: str = "--component", form: str = "NAME=PLACE"
+) -> dict[str, str]:
+    """Return places by component's name, from texts such as `vae=FILE` or `vlm=npu:1`."""
     table = {}
     for text in texts:
         name, equals, place = text.partition("=")
         if not (name and equals and place):
             raise RequestError(
-                "a component is named as NAME=PLACE", seen=text, allowed="t5=DIR, vae=FILE, ..."
+                f"{flag} is given as {form}",
+                seen=text,
+                allowed="vlm=npu:1, ..." if flag == "--place" else "t5=DIR, vae=FILE, ...",
             )
         table[name.strip()] = place
     return table
@@ -323,6 +331,7 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         deterministic=job.deterministic or deterministic,
         compile_with=job.compile_with or compiled,
         fused=job.fused or fused,
+        place=read_components(job.place or [], "--place", "NAME=DEVICE"),
         fingerprint=fingerprint,
         notes=tuple(notes),
     )

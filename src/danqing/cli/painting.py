@@ -22,6 +22,15 @@ ComponentFlag = Annotated[
 ]
 
 
+PlaceFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--place",
+        metavar="NAME=DEVICE",
+        help="Put one component on another device: vlm=npu:1; may be repeated.",
+    ),
+]
+
 AllowPtFlag = Annotated[
     bool,
     typer.Option(
@@ -117,6 +126,7 @@ def _flags(
         bool,
         typer.Option("--deterministic", help="Only kernels that give the same bits again."),
     ] = False,
+    place: PlaceFlag = None,
     fused: Annotated[
         str | None,
         typer.Option(
@@ -183,6 +193,7 @@ def _probing_flags(
     fused: Annotated[
         str, typer.Option(metavar="NAMES", help="As in generate.  [default: off]")
     ] = "off",
+    place: PlaceFlag = None,
 ) -> None:
     """Declare the flags of commands that look into a run; nothing calls this."""
 

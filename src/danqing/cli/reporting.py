@@ -32,7 +32,7 @@ from danqing.report.words import LANGUAGES
 from danqing.request import Request
 from danqing.verify.determinism import check_determinism, measure_cost
 from danqing.verify.invariance import check_invariance
-from danqing.verify.parity import RUNGS, judge
+from danqing.verify.parity import RUNGS, judge, prepare
 from danqing.verify.sanity import look_at
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from danqing.request import Picture
 
 NONE = "none"
+_PLAIN: dict[str, Any] = {
+    "placement": "auto", "attention": "auto", "deterministic": False, "compile_with": "off",
+    "fused": "off", "place": {},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,8 +263,13 @@ def _against(
     if not asked.switches:
         return parity, []
     say.note(f"{prefix}: the switches")
-    own, _ = parity_baseline(job, job.device, folder, prompted=asked.prompted, quiet=True)
     checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
+    own = prepare(
+        _switched(checkpoint, job, {**_PLAIN, "device": "cpu", "dtype": "float32"}),
+        _switched(checkpoint, job, {}),
+        request=Request(prompt=job.prompt, **job.settings),
+        folder=folder,
+    )
     table = {
         switch_name(one): _switched(checkpoint, job, one)
         for one in SWITCHES

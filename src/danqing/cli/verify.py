@@ -77,6 +77,7 @@ class TraceJob:
     deterministic: bool
     compile_with: str
     fused: str
+    place: Sequence[str]
     settings: Mapping[str, Any]
 
     @property
@@ -92,6 +93,7 @@ class TraceJob:
             deterministic=self.deterministic,
             compile_with=self.compile_with,
             fused=self.fused,
+            place=read_components(self.place, "--place", "NAME=DEVICE"),
         )
 
     def arguments(self) -> list[str]:
@@ -103,6 +105,8 @@ class TraceJob:
         for text in self.components:
             flags += ["--component", text]
         flags += ["--fused", self.fused] if self.fused != "off" else []
+        for text in self.place:
+            flags += ["--place", text]
         return flags
 
 
@@ -119,6 +123,7 @@ def trace_job(prompt: str, device: str, given: Mapping[str, Any]) -> TraceJob:
         deterministic=given["deterministic"],
         compile_with=given["compile_with"],
         fused=given["fused"],
+        place=given["place"] or [],
         settings={name: given[name] for name in setting_names() if given[name] is not None},
     )
 
@@ -270,9 +275,14 @@ def parity_baseline(
     """
     checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
 
-    def opened(device: str, dtype: str, placement: str) -> Callable[[], Any]:
-        opening = replace(job.opening, device=device, dtype=dtype, placement=placement)
-        return lambda: open_engine(checkpoint, opening)
+    def opened(device: str, dtype: str) -> Callable[[], Any]:
+        plain = Opening(
+            model_path=job.model_path,
+            device=device,
+            dtype=dtype,
+            components=job.opening.components,
+        )
+        return lambda: open_engine(checkpoint, plain)
 
     trace = trace_at(reference)
     if trace is not None:
@@ -283,12 +293,16 @@ def parity_baseline(
         dtype = engine.plan.dtype
         if trace is not None:
             _check_weights(trace, engine.checkpoint.fingerprint)
-    exact = opened("cpu", "float32", "auto")
-    candidate = opened(job.device, dtype, job.placement)
+    exact = opened("cpu", "float32")
+    judged = replace(job.opening, dtype=dtype)
+
+    def candidate() -> Any:
+        return open_engine(checkpoint, judged)
+
     if trace is None:
-        there = opened(reference, dtype, "auto")
+        there = opened(reference, dtype)
         return prepare(exact, there, request=request, folder=folder), candidate
-    here = opened("cpu", dtype, "auto")
+    here = opened("cpu", dtype)
     return prepare_from_trace(trace, exact, here, request=request, folder=folder), candidate
 
 

@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danqing.devices import ascend_doctor
 from danqing.devices.accelerator import Accelerator
 from danqing.devices.ascend_chips import chip_named
 from danqing.devices.ascend_errors import explain
@@ -37,8 +38,6 @@ n = torch.npu.device_count() if torch.npu.is_available() else 0
 chips = [torch.npu.get_device_name(i) for i in range(n)]
 print("danqing:" + json.dumps({"count": n, "chips": chips}))
 """
-_SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh, or where CANN is installed"
-
 _DETERMINISTIC = {
     "HCCL_DETERMINISTIC": "true",
     "LCCL_DETERMINISTIC": "1",
@@ -46,34 +45,6 @@ _DETERMINISTIC = {
     "ATB_LLM_LCOC_ENABLE": "0",
 }
 _DRIVER = Path("/usr/local/Ascend/driver/version.info")
-
-_FAILURES = (
-    (
-        r"lib(hccl|ascendcl|acl_op_compiler|ge_runner|graph)\S*: cannot open shared object",
-        "torch_npu is installed, but CANN is not there or its environment is not set",
-        _SET_ENV,
-    ),
-    (
-        r"ERR00008|ASCEND_HOME_PATH|ASCEND_OPP_PATH",
-        "torch_npu is installed, but ASCEND_HOME_PATH points to no complete CANN",
-        _SET_ENV,
-    ),
-    (
-        r"ERR00007|Two accelerators",
-        "torch_npu cannot be used beside a CUDA build of torch",
-        "install the CPU build of the same torch version",
-    ),
-    (
-        r"undefined symbol",
-        "torch_npu does not fit this torch, or this CANN",
-        "install the torch_npu release made for this torch version",
-    ),
-    (
-        r"107001|107002|207001|drvRet|driver",
-        "the Ascend driver does not answer",
-        "check 'npu-smi info' and that this user may use /dev/davinci*",
-    ),
-)
 
 
 class Ascend(Accelerator):
@@ -245,9 +216,13 @@ def _availability() -> Availability:
             hint="install the torch_npu that fits the CANN of this host",
             expected=bool(cards),
         )
+    if (seen_early := _seen_early()) is not None:
+        reason, hint = seen_early
+        return Availability(count=0, reason=reason, hint=hint, expected=True)
     answer, text = _ask_here() if "torch_npu" in sys.modules else _ask_child()
     if answer is None:
-        return _explain(text)
+        reason, hint = ascend_doctor.explain(text)
+        return Availability(count=0, reason=reason, hint=hint, expected=True)
     if not answer["count"]:
         visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
         setting = f" (ASCEND_RT_VISIBLE_DEVICES={visible!r})" if visible is not None else ""
@@ -259,6 +234,23 @@ def _availability() -> Availability:
             expected=True,
         )
     return Availability(count=answer["count"], reason=", ".join(answer["chips"]))
+
+
+def _seen_early() -> tuple[str, str] | None:
+    """Look at what is wrong before torch_npu is loaded, unless it is."""
+    if "torch_npu" in sys.modules:
+        return None
+    import torch
+
+    version = ""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version("torch_npu")
+    return ascend_doctor.before_loading(
+        version,
+        str(torch.__version__),
+        cards=sorted(Path("/dev").glob("davinci[0-9]*")),
+        visible=os.environ.get("ASCEND_RT_VISIBLE_DEVICES"),
+    )
 
 
 def _ask_here() -> tuple[dict[str, Any] | None, str]:
@@ -292,18 +284,3 @@ def _ask_child() -> tuple[dict[str, Any] | None, str]:
             answer: dict[str, Any] = json.loads(line.removeprefix("danqing:"))
             return answer, ""
     return None, child.stderr or f"the process ended with status {child.returncode}"
-
-
-def _explain(text: str) -> Availability:
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), text).strip()
-    for pattern, reason, hint in _FAILURES:
-        if re.search(pattern, text):
-            return Availability(
-                count=0, reason=f"{reason} ({last[:200]})", hint=hint, expected=True
-            )
-    return Availability(
-        count=0,
-        reason=f"torch_npu is installed but fails: {last[:300]}",
-        hint="python -c 'import torch_npu' shows all of it",
-        expected=True,
-    )

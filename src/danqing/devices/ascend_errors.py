@@ -43,7 +43,8 @@ _TEXTS: tuple[tuple[str, str, str], ...] = (
         "the dtype is the usual reason: try --dtype float16 or float32",
     ),
     (
-        r"ERR01002|Expected NPU tensor|NPUStorageImpl", "tensors of the card and of the CPU were mixed",
+        r"ERR01002|Expected NPU tensor|NPUStorageImpl",
+        "tensors of the card and of the CPU were mixed",
         "this is a bug in danqing: please report it with --debug",
     ),
     (r"EZ9999|E[0-9]9999", "CANN failed inside", f"{_LOGS}; {_LATER}"),

@@ -246,16 +246,17 @@ class DeepGenModel(NetworksModel):
         width = max(len(ids) for ids in rows) + len(connector.meta_queries)
         check_ids(torch.cat(rows), vlm.language_model.embed_tokens.num_embeddings, "vlm")
         image_token = self._image_token if counts else -1
+        queries = connector.meta_queries.to(vlm.device)
         read = []
         for ids in rows if _is_guided(request) else rows[:1]:
-            embeds = language.embed(vlm, ids, image_token, features, connector.meta_queries)
+            embeds = language.embed(vlm, ids, image_token, features, queries)
             places = prompts.positions(ids, image_token, grids, len(connector.meta_queries))
             read.append(language.states(vlm, embeds, places))
         padding = None
         if any(states.shape[1] < width for states in read):
             padding = language.padding_states(vlm, self._pad_token)
         stacked = torch.cat([language.padded(states, width, padding) for states in read])
-        pooled, context = connector(stacked)
+        pooled, context = connector(stacked.to(weight.device))
         encoded = [_posterior(modules["vae"], picture) for picture in pictures]
         conditioning = Conditioning(
             context=context,
@@ -301,10 +302,13 @@ class DeepGenModel(NetworksModel):
             (pictures, channels, height/8, width/8).
         """
         transformer, count = modules["transformer"], len(drawn)
-        context, pooled = conditioning.context, conditioning.pooled
-        device = context.device
+        device = transformer.device
+        context, pooled = conditioning.context.to(device), conditioning.pooled.to(device)
         latents = torch.cat([noise for noise, *_ in drawn]).to(device, context.dtype)
-        told = [self._reference_latents(conditioning, draws) for _, *draws in drawn]
+        told = [
+            [one.to(device) for one in self._reference_latents(conditioning, draws)]
+            for _, *draws in drawn
+        ]
         scheduler = self._schedule(request, device)
         # the negative prompt's rows come first, as in the original
         order = [row for row in (1, 0) if row < len(context)]
@@ -333,7 +337,7 @@ class DeepGenModel(NetworksModel):
         vae = modules["vae"]
         scale, shift = self._factors
         pixels: torch.Tensor = vae.decode(
-            (latents / scale + shift).to(vae.dtype), return_dict=False
+            (latents / scale + shift).to(vae.device, vae.dtype), return_dict=False
         )[0]
         return pixels
 

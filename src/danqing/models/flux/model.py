@@ -148,7 +148,7 @@ class FluxModel(NetworksModel):
         )
         check_ids(t5_tokens.input_ids, t5.config.vocab_size, "text_encoder_2")
         pooled = clip(clip_ids.to(device), output_hidden_states=False).pooler_output
-        embeds = t5(t5_tokens.input_ids.to(device), output_hidden_states=False)[0]
+        embeds = t5(t5_tokens.input_ids.to(t5.device), output_hidden_states=False)[0]
         dtype = next(clip.parameters()).dtype
         conditioning = Conditioning(prompt_embeds=embeds.to(dtype), pooled_embeds=pooled.to(dtype))
         used = int(t5_tokens.attention_mask.sum())
@@ -180,8 +180,9 @@ class FluxModel(NetworksModel):
             (pictures, 16, height/8, width/8).
         """
         transformer = modules["transformer"]
-        embeds, pooled = conditioning.prompt_embeds, conditioning.pooled_embeds
-        device, count = embeds.device, len(drawn)
+        device, count = transformer.device, len(drawn)
+        embeds = conditioning.prompt_embeds.to(device)
+        pooled = conditioning.pooled_embeds.to(device)
         latents = sampling.pack(torch.cat([noise for noise, *_ in drawn]).to(embeds.dtype)).to(
             device
         )
@@ -210,7 +211,7 @@ class FluxModel(NetworksModel):
         """Undo the latents' scaling and run the VAE's decoder."""
         vae = modules["vae"]
         scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        pixels: torch.Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+        pixels: torch.Tensor = vae.decode(scaled.to(vae.device, vae.dtype), return_dict=False)[0]
         return pixels
 
     # --- networks --------------------------------------------------------------------------------
