@@ -19,7 +19,8 @@ HERE = Path(__file__).parent
 HEAD = "<!-- Written by docs/generate.py from the code; do not edit. -->\n\n"
 COMMANDS = (
     "generate", "edit", "eval-set", "models", "check", "convert", "pull", "show", "trace",
-    "verify determinism", "verify parity", "verify invariance", "verify traces", "report", "doctor",
+    "verify determinism", "verify parity", "verify invariance", "verify traces", "report",
+    "rehearse", "doctor",
 )  # fmt: skip
 SIGNALS = [(130, "Ctrl-C (SIGINT)"), (143, "SIGTERM")]
 
@@ -100,7 +101,39 @@ def commands_page() -> Iterator[str]:
         yield f"## {title}\n\n```text\n{lines}\n```\n"
 
 
-PAGES = {"errors": errors_page, "settings": settings_page, "commands": commands_page}
+def ascend_page() -> Iterator[str]:
+    from danqing.devices.ascend_chips import CHIPS
+    from danqing.devices.ascend_doctor import TROUBLES
+    from danqing.devices.ascend_errors import CODES, TEXTS
+
+    yield "# Ascend: chips, and what its errors mean\n"
+    yield (
+        "From CANN's and torch_npu's documentation and their users' reports; none was seen on "
+        "hardware by danqing. The [guide](../guides/ascend.md) says how to begin.\n"
+    )
+    yield "## When torch_npu cannot be loaded\n"
+    yield "`danqing doctor` finds these texts, as regular expressions, in what it prints:\n"
+    yield "| text | what it means | what to do |\n|---|---|---|"
+    for one in TROUBLES:
+        text = one.text.replace("|", "\\|")
+        yield f"| `{text}` | {one.reason} | {one.hint} |"
+    yield "\n## When it fails in the middle\n"
+    yield "| code or text | what it means | what to do |\n|---|---|---|"
+    for code, meaning, advice in (*CODES, *TEXTS):
+        yield f"| `{code.replace('|', chr(92) + '|')}` | {meaning} | {advice} |"
+    yield "\n## Chips\n"
+    yield "| chip | memory, GiB | float16, TFLOP/s | GB/s | bfloat16 |\n|---|---|---|---|---|"
+    for chip in CHIPS:
+        yes = "yes" if chip.bfloat16 else "no"
+        yield f"| {chip.name} | {chip.memory_gib} | {chip.tflops} | {chip.bandwidth:g} | {yes} |"
+
+
+PAGES = {
+    "errors": errors_page,
+    "settings": settings_page,
+    "commands": commands_page,
+    "ascend": ascend_page,
+}
 
 
 def main() -> None:

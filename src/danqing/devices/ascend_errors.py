@@ -7,7 +7,7 @@ import re
 _LATER = "errors come late: run it again with ASCEND_LAUNCH_BLOCKING=1 to see the operator at fault"
 _LOGS = "CANN's log is in ~/ascend/log/debug/plog"
 
-_CODES: tuple[tuple[str, str, str], ...] = (
+CODES: tuple[tuple[str, str, str], ...] = (
     ("107001", "there is no such card", "ASCEND_RT_VISIBLE_DEVICES renumbers them from 0"),
     (
         "107002", "this thread has no card",
@@ -37,7 +37,7 @@ _CODES: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 """Code, meaning, advice; from CANN's documentation of aclError, and torch_npu's."""
 
-_TEXTS: tuple[tuple[str, str, str], ...] = (
+TEXTS: tuple[tuple[str, str, str], ...] = (
     (
         r"EZ1001", "an operator does not take these arguments on this chip",
         "the dtype is the usual reason: try --dtype float16 or float32",
@@ -57,10 +57,10 @@ def explain(error: BaseException) -> tuple[str, str] | None:
     """Return what an error of torch_npu means and what to do; None if it is none of its own."""
     text = str(error)
     found = {code for pair in _ANY_CODE.findall(text) for code in pair if code}
-    for code, meaning, advice in _CODES:
+    for code, meaning, advice in CODES:
         if code in found:
             return f"{meaning} ({code})", advice
-    for pattern, meaning, advice in _TEXTS:
+    for pattern, meaning, advice in TEXTS:
         if re.search(pattern, text):
             return meaning, advice
     return None
