@@ -158,6 +158,28 @@ def test_older_chips_have_no_bfloat16(soc: str, bfloat16: str) -> None:
     assert found == {"bfloat16": bfloat16, "float16": "native"}
 
 
+def test_first_things() -> None:
+    """What torch_npu would do otherwise, and is not done."""
+    found = program(
+        """
+        import warnings
+        from danqing import devices
+        found["before"] = [torch.npu.conv.allow_hf32, torch.npu.matmul.allow_hf32]
+        device = devices.select("npu").device
+        device.prepare()
+        found["after"] = [torch.npu.conv.allow_hf32, torch.npu.matmul.allow_hf32]
+        with warnings.catch_warnings(record=True) as said:
+            device.prepare()
+            warnings.warn("Warning: The /usr/local/Ascend owner does not match the current owner.")
+            warnings.warn("something else")
+        found["said"] = [str(one.message) for one in said]
+        """
+    )
+    assert found["before"] == [True, False]
+    assert found["after"] == [False, False]
+    assert found["said"] == ["something else"]
+
+
 def test_two_cards() -> None:
     found = program(
         """

@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,10 @@ class Ascend(Accelerator):
         """What torch_npu prints on healthy machines."""
         return {
             "owner does not match the current owner": "CANN was installed by another user",
-            "allow_internel_format": "private weight formats are switched off on purpose",
+            "Cannot create tensor with internal format while allow_internal_format=False": (
+                "private weight formats are switched off on purpose"
+            ),
+            "allow_internel_format": "the same, as older releases spell it",
         }
 
     def peak_flops(self, dtype: str) -> float | None:
@@ -154,15 +158,21 @@ class Ascend(Accelerator):
         return {name: text for name, text in (("cann", _cann()), ("driver", _driver())) if text}
 
     def prepare(self) -> None:
-        """Make it current, without just-in-time kernels and private weight formats.
+        """Make it current, with nothing that changes what is computed.
 
-        Both would change what is computed: with jit_compile the weights of convolutions are cast to
-        a private layout, those of Conv3d through float16 on the way.
+        With jit_compile the weights of convolutions are cast to a private layout, those of Conv3d
+        through float16 on the way; and convolutions in float32 are computed in HF32, with 10 bits
+        of mantissa, unless that is forbidden.
         """
         super().prepare()
         with contextlib.suppress(AttributeError):
             self.module.set_compile_mode(jit_compile=False)
             self.module.config.allow_internal_format = False
+        with contextlib.suppress(AttributeError):
+            self.module.conv.allow_hf32 = False
+            self.module.matmul.allow_hf32 = False
+        for text in self.harmless_warnings:
+            warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")
         honour_gelu()
 
     def explain(self, error: BaseException) -> tuple[str, str] | None:
