@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
-ASCEND := .venv-ascend
+NPU := $(abspath $(VENV))/torch_npu
 JOBS ?= 2
 
 .PHONY: install browser test test-slow test-oldest test-ascend check lint types layers docs format bench
@@ -33,12 +33,10 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(OLDEST)/bin/pip install --quiet -c constraints-oldest.txt -e ".[dev]"
 	touch $@
 
-test-ascend: $(ASCEND)/.installed  ## the real torch_npu 2.13.0 over a stand-in CANN, on a CPU (x86-64 or aarch64)
-	TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(ASCEND)/bin/python -m pytest -m ascend -n $(JOBS) tests/ascend
-$(ASCEND)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(ASCEND)
-	$(ASCEND)/bin/pip install --quiet -c constraints.txt -e ".[dev]" pyyaml
-	$(ASCEND)/bin/pip install --quiet --no-deps torch_npu==2.13.0
+test-ascend: install $(NPU)/.installed  ## the real torch_npu 2.13.0 over a stand-in CANN, on a CPU
+	PYTHONPATH=$(NPU) TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(BIN)/python -m pytest -m ascend -n $(JOBS) tests/ascend
+$(NPU)/.installed:  # in a folder of its own: beside a torch_npu that cannot load, import torch dies
+	$(BIN)/pip install --quiet --no-deps --target $(NPU) torch_npu==2.13.0 pyyaml
 	touch $@
 
 check: lint types layers docs  ## all that is no test

@@ -66,7 +66,8 @@ def open(  # noqa: A001
         dtype: `auto`, `bfloat16`, `float16` or `float32`.
         placement: `auto`; `resident`: all weights stay on the device; or `staged`: each stage's are
             read when it begins and leave when it ends.
-        attention: `auto`: the kernel torch prefers; or `math`, `flash`, `efficient` or `cudnn`.
+        attention: `auto`: the kernel torch prefers; or `math`, `flash`, `efficient`, `cudnn`; on an
+            NPU also `npu` or `mindie`.
         deterministic: compute with kernels only that give the same bits again, even if slower.
         compile_with: `off`; or compile the transformer's blocks: `inductor`, on an NPU `npugraph`
             or `torchair`.

@@ -484,7 +484,10 @@ class Engine:
         """Compute with the kernels of the plan."""
         from danqing.models.kernels import attention
 
-        with attention(self.plan.attention), self._device.deterministic(self.plan.deterministic):
+        with (
+            attention(self.plan.attention, self._device.attentions),
+            self._device.deterministic(self.plan.deterministic),
+        ):
             yield
 
     def _load(

@@ -24,6 +24,8 @@ ATTENTION = {
     "flash": "torch's scaled_dot_product_attention, flash",
     "efficient": "torch's scaled_dot_product_attention, memory efficient",
     "cudnn": "torch's scaled_dot_product_attention, cuDNN",
+    "npu": "torch_npu's npu_fusion_attention, where it takes the mask",
+    "mindie": "MindIE-SD's attention, where there is no mask",
 }
 """Kernels of attention, by the names they are asked for."""
 GIB = 2**30
@@ -182,13 +184,11 @@ def _attention(asked: str, device: Device, dtype: str) -> str:
 
     if asked not in ATTENTION:
         raise RequestError("there is no such attention", seen=asked, allowed=", ".join(ATTENTION))
-    if not has_attention(asked, device.torch_device, dtype):
+    if not has_attention(asked, device, dtype):
         raise KernelError(
             f"{device.name} has no such attention in {dtype}",
             seen=asked,
-            allowed=", ".join(
-                name for name in ATTENTION if has_attention(name, device.torch_device, dtype)
-            ),
+            allowed=", ".join(name for name in ATTENTION if has_attention(name, device, dtype)),
         )
     return ATTENTION[asked]
 

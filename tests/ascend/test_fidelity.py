@@ -158,6 +158,37 @@ def test_older_chips_have_no_bfloat16(soc: str, bfloat16: str) -> None:
     assert found == {"bfloat16": bfloat16, "float16": "native"}
 
 
+def test_operators_are_read_from_the_wheel() -> None:
+    """A rehearsal knows what the torch_npu that is installed registers."""
+    done = run(
+        "-c",
+        "from danqing.devices.simulated import install; import json\n"
+        "from danqing.devices.simulated.install import read_names, registered_operators\n"
+        "print(json.dumps([registered_operators(), read_names('registered.txt')]))",
+    )
+    wheel, ours = map(set, json.loads(done.stdout.splitlines()[-1]))
+    assert len(wheel) > 1000
+    assert ours <= wheel
+
+
+def test_compilers_are_there_or_refused() -> None:
+    found = program(
+        """
+        from danqing import devices
+        from danqing.errors import KernelError
+        device = devices.select("npu").device
+        for name in ("npugraph", "torchair", "inductor"):
+            try:
+                found[name] = str(device.compiler(name))
+            except KernelError as error:
+                found[name] = "refused: " + error.what
+        """
+    )
+    assert found["npugraph"].startswith("npugraph") or found["npugraph"].startswith("refused")
+    assert found["torchair"].startswith("refused") or "npu_backend" in found["torchair"]
+    assert found["inductor"].startswith("refused: npu:0 has no such compiler")
+
+
 def test_first_things() -> None:
     """What torch_npu would do otherwise, and is not done."""
     found = program(

@@ -160,7 +160,13 @@ def test_a_broken_torch_npu_is_explained_and_the_cpu_goes_on_painting(
     assert target.exists()
 
 
-@pytest.mark.parametrize("case", BROKEN)
+QUICK = ("no CANN", "a crash")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BROKEN],
+)
 def test_doctor_survives_a_broken_torch_npu(broken: tuple[dict[str, str], str]) -> None:
     environment, words = broken
     child = run(environment, "doctor", "--json")

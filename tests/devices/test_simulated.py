@@ -33,18 +33,25 @@ def run_python(*words: object, code: int = 0) -> subprocess.CompletedProcess[str
 
 
 @pytest.fixture(scope="session")
-def contracts() -> dict[str, Any]:
-    return {}
+def contracts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what was found is kept: for all processes of this test run."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
-def contract(row: str, known: dict[str, Any]) -> Any:
-    if row not in known:
-        known[row] = json.loads(run_python("-m", "tests.devices.contract", row).stdout)
-    return known[row]
+def contract(row: str, kept: Path) -> Any:
+    import fcntl
+
+    place = kept / f"contract-{row}.json"
+    with (kept / f"contract-{row}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other process may be at it
+        if not place.is_file():
+            place.write_text(run_python("-m", "tests.devices.contract", row).stdout)
+    return json.loads(place.read_text())
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_contract(row: str, contracts: dict[str, Any]) -> None:
+def test_contract(row: str, contracts: Path) -> None:
     found = contract(row, contracts)
     free, total = found["memory"]
     assert 0 < free <= total
@@ -67,7 +74,7 @@ def test_contract(row: str, contracts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS[1:])
-def test_pictures_have_the_cpus_bits(row: str, contracts: dict[str, Any]) -> None:
+def test_pictures_have_the_cpus_bits(row: str, contracts: Path) -> None:
     """FLUX.1 and DeepGen-1.0, words and edits, resident and staged, every dtype of the chip."""
     found = contract(row, contracts)["pictures"]
     chip = chip_named(row)
@@ -317,3 +324,87 @@ def test_what_cannot_be_placed() -> None:
         done = run_danqing("generate", "a boat", "--dry-run", *words)
         assert done.returncode == code, done.stderr
         assert wanted in done.stderr
+
+
+def test_attention_of_the_npu() -> None:
+    """npu_fusion_attention takes the inverse of a boolean mask, whole; an additive one is torch's."""
+    program = """
+import json, sys, types
+from danqing.devices import import_torch
+torch = import_torch()
+from danqing.devices.simulated import install
+install("910B3")
+torch.set_num_threads(1)
+import danqing
+from danqing import devices
+from danqing.devices import ascend_kernels
+from danqing.models.kernels import attention
+device = devices.select("npu").device
+own = device.attentions
+sdpa = torch.nn.functional.scaled_dot_product_attention
+random = torch.Generator().manual_seed(0)
+query, key, value = (torch.randn(2, 3, n, 8, generator=random) for n in (5, 7, 7))
+found = {"names": sorted(own)}
+masks = {
+    "none": None,
+    "row": torch.rand(2, 1, 1, 7, generator=random) > 0.3,
+    "whole": torch.rand(2, 3, 5, 7, generator=random) > 0.3,
+    "flat": torch.rand(5, 7, generator=random) > 0.3,
+    "additive": torch.randn(2, 1, 5, 7, generator=random),
+}
+for name, mask in masks.items():
+    if mask is not None and mask.dtype is torch.bool:
+        mask[..., 0] = True
+    before = ascend_kernels.CALLS["fusion_attention"]
+    with attention("npu", own):
+        there = sdpa(*(one.npu() for one in (query, key, value)),
+                     attn_mask=None if mask is None else mask.npu())
+    here = sdpa(query, key, value, attn_mask=mask)
+    ran = ascend_kernels.CALLS["fusion_attention"] - before
+    found[name] = [float((there.cpu() - here).abs().max()), ran]
+with danqing.open("pocket", device="npu", dtype="float32", attention="npu") as engine:
+    there = engine.generate("a boat", seed=3).image.tobytes()
+with danqing.open("pocket", device="cpu", dtype="float32") as engine:
+    found["picture"] = engine.generate("a boat", seed=3).image.tobytes() == there
+stub = types.ModuleType("mindiesd")
+stub.__spec__ = types.SimpleNamespace()
+calls = []
+def attention_forward(query, key, value, *, scale, op_type, input_layout):
+    calls.append([op_type, input_layout])
+    return sdpa(query, key, value, scale=scale)
+stub.attention_forward = attention_forward
+sys.modules["mindiesd"] = stub
+found["with mindie"] = sorted(device.attentions)
+with danqing.open("pocket", device="npu", dtype="bfloat16", attention="mindie") as engine:
+    there = engine.generate("a boat", seed=3).image.tobytes()
+with danqing.open("pocket", device="cpu", dtype="bfloat16") as engine:
+    found["mindie"] = [engine.generate("a boat", seed=3).image.tobytes() == there, len(calls) > 0]
+print(json.dumps(found))
+"""
+    found = json.loads(run_python("-c", program).stdout.splitlines()[-1])
+    assert found["names"] == ["npu"]
+    for name in ("none", "row", "whole", "flat"):
+        far, ran = found[name]
+        assert far < 1e-6, name
+        assert ran == 1, name
+    assert found["additive"][0] < 1e-6
+    assert found["additive"][1] == 0
+    assert found["picture"] is True
+    assert found["with mindie"] == ["mindie", "npu"]
+    assert found["mindie"] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("--compile", "npugraph"), "allowed: off, inductor"),
+        (("--compile", "torchair"), "allowed: off, inductor"),
+        (("--fused", "all"), "allowed: off"),
+        (("--attention", "npu"), "allowed: auto, math, flash"),
+        (("--attention", "mindie"), "allowed: auto, math, flash"),
+    ],
+)
+def test_what_only_an_npu_has_is_refused_elsewhere(words: tuple[str, str], wanted: str) -> None:
+    done = run_danqing("generate", "a boat", "--device", "cpu", "--dry-run", *words)
+    assert done.returncode == 4
+    assert wanted in done.stderr

@@ -118,7 +118,8 @@ def _flags(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="auto (the kernel torch prefers), math, flash, efficient or cudnn.  "
+            help="auto (the kernel torch prefers), math, flash, efficient or cudnn; on an NPU npu "
+            "or mindie.  "
             "[default: auto]",
         ),
     ] = None,

@@ -56,6 +56,8 @@ SWITCHES: tuple[dict[str, Any], ...] = (
     {"attention": "flash"},
     {"attention": "efficient"},
     {"attention": "cudnn"},
+    {"attention": "npu"},
+    {"attention": "mindie"},
     {"deterministic": True},
 )
 """Each switch by itself, against the run as asked for."""

@@ -25,7 +25,7 @@ from danqing.devices import ascend_doctor
 from danqing.devices.accelerator import Accelerator
 from danqing.devices.ascend_chips import chip_named
 from danqing.devices.ascend_errors import explain
-from danqing.devices.ascend_kernels import FUSED, honour_gelu
+from danqing.devices.ascend_kernels import FUSED, fusion_attention, honour_gelu, mindie_attention
 from danqing.devices.base import Availability
 from danqing.errors import KernelError
 
@@ -129,6 +129,14 @@ class Ascend(Accelerator):
         needs = {"rms_norm": "npu_rms_norm", "rope": "npu_rotary_mul"}
         needs["group_norm_silu"] = "npu_group_norm_silu"
         return {name: FUSED[name] for name, theirs in needs.items() if hasattr(npu, theirs)}
+
+    @property
+    def attentions(self) -> Mapping[str, Callable[..., Any]]:
+        """The fused one of torch_npu; MindIE-SD's where that is installed."""
+        found: dict[str, Callable[..., Any]] = {"npu": fusion_attention}
+        if importlib.util.find_spec("mindiesd") is not None:
+            found["mindie"] = mindie_attention
+        return found
 
     @property
     def harmless_warnings(self) -> Mapping[str, str]:

@@ -56,6 +56,59 @@ def group_norm_silu(
     return result
 
 
+def fusion_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor | None:
+    """Attend with npu_fusion_attention; None where it cannot, and torch's own must.
+
+    Args:
+        query: (batch, heads, tokens, width).
+        key: the same, its own number of tokens.
+        value: like the key.
+        mask: boolean, True where attention is paid, broadcast to (batch, heads, tokens, tokens).
+            The kernel takes its inverse, and all of it. An additive mask is left to torch: as a
+            boolean one it would be lost.
+        scale: of the products.
+    """
+    if mask is not None and str(mask.dtype) != "torch.bool":
+        return None
+    CALLS["fusion_attention"] += 1
+    out = None
+    if mask is not None:
+        whole = mask[(None,) * (4 - mask.dim())]
+        sides = (query.shape[0], whole.shape[1], query.shape[2], key.shape[2])
+        out = (~whole).expand(sides).contiguous()
+    mixed: torch.Tensor = _torch_npu().npu_fusion_attention(
+        query.contiguous(), key.contiguous(), value.contiguous(), query.shape[1], "BNSD",
+        atten_mask=out, scale=scale,
+    )[0]  # fmt: skip
+    return mixed
+
+
+def mindie_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor | None:
+    """Attend with MindIE-SD's laser attention; None where there is a mask.
+
+    Its documentation: layout BNSD, float16 or bfloat16; https://gitcode.com/Ascend/MindIE-SD.
+    """
+    if mask is not None or str(query.dtype) == "torch.float32":
+        return None
+    CALLS["mindie_attention"] += 1
+    mixed: torch.Tensor = importlib.import_module("mindiesd").attention_forward(
+        query, key, value, scale=scale, op_type="ascend_laser_attention", input_layout="BNSD"
+    )
+    return mixed
+
+
 FUSED: dict[str, Callable[..., Any]] = {
     "rms_norm": rms_norm,
     "rope": rope,

@@ -98,6 +98,14 @@ class Device(ABC):
         return {}
 
     @property
+    def attentions(self) -> Mapping[str, Callable[..., Any]]:
+        """Kernels of attention beside torch's, by name: of query, key, value, mask and scale.
+
+        Each returns None where it cannot, and torch's own is taken.
+        """
+        return {}
+
+    @property
     def harmless_warnings(self) -> Mapping[str, str]:
         """Warnings that its libraries print and that mean nothing: text and why."""
         return {}
@@ -138,7 +146,7 @@ class Device(ABC):
         Raises:
             KernelError: the device has none of this name.
         """
-        if name == "inductor":
+        if name == "inductor" and name in self.compilers:
             return name
         raise KernelError(
             f"{self.name} has no such compiler", seen=name, allowed=", ".join(self.compilers)

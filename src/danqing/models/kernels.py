@@ -15,18 +15,30 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
 
 from danqing.devices import BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from danqing.devices import Device
+
 
 @contextlib.contextmanager
-def attention(name: str) -> Iterator[None]:
-    """Compute attention with this kernel, as long as the context lasts."""
+def attention(name: str, own: Mapping[str, Callable[..., Any]] = {}) -> Iterator[None]:
+    """Compute attention with this kernel, as long as the context lasts.
+
+    Args:
+        name: `auto`, one of torch's, or one of the device's own.
+        own: the device's own, by name.
+    """
     if name == "auto":
         yield
+        return
+    if name in own:
+        with _Attention(own[name]):
+            yield
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -40,9 +52,47 @@ def attention(name: str) -> Iterator[None]:
         yield
 
 
-def has_attention(name: str, device: torch.device, dtype: str) -> bool:
+class _Attention(TorchFunctionMode):
+    """Takes torch's calls of attention to a kernel, where that says it can."""
+
+    def __init__(self, kernel: Callable[..., Any]) -> None:
+        super().__init__()
+        self._kernel = kernel
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            found = self._try(*args, **kwargs)
+            if found is not None:
+                return found
+        return function(*args, **kwargs)
+
+    def _try(  # noqa: PLR0917 - torch's own order
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,  # noqa: FBT001, FBT002
+        scale: float | None = None,
+        enable_gqa: bool = False,  # noqa: FBT001, FBT002
+    ) -> Any:
+        if query.device.type not in BACKENDS or is_causal or dropout_p or enable_gqa:
+            return None
+        return self._kernel(query, key, value, attn_mask, scale or query.shape[-1] ** -0.5)
+
+
+def has_attention(name: str, device: Device, dtype: str) -> bool:
     """Try a kernel on a device with one small head."""
-    one = torch.zeros(1, 1, 8, 64, dtype=getattr(torch, dtype), device=device)
+    if name in device.attentions:
+        return True
+    if name in {"npu", "mindie"}:
+        return False
+    kind = getattr(torch, dtype)
+    one = torch.zeros(1, 1, 8, 64, dtype=kind, device=device.torch_device)
     try:
         with attention(name), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch says why each kernel is not usable
