@@ -525,7 +525,7 @@ class Engine:
             device.prepare()  # its first-thing settings; then this one is current again
             self._device.prepare()
         module = self._model.build(name, dtype=dtype, device=device.torch_device, on_bytes=on_bytes)
-        if self.plan.fused:
+        if self.plan.fused and device.family == self._device.family:
             from danqing.models.kernels import fuse
 
             fuse(module, {name: self._device.fused[name] for name in self.plan.fused})

@@ -174,8 +174,10 @@ def _expected(
     if not wanted:
         return f"{size(at_joints)} of tensors"
     steps = request.num_inference_steps or 1
+    # a text encoder reads prompt and negative prompt, and every picture to edit
+    others = 2 + len(request.image or ())
     calls = sum(
-        len(paths) * (steps if name == "transformer" else 2) for name, paths in wanted.items()
+        len(paths) * (steps if name == "transformer" else others) for name, paths in wanted.items()
     )
     each = DESCRIBED + (0 if digests else SAMPLE * 4)
     return f"{size(at_joints)} at the joints, and at most {size(2 * calls * each)} inside"
