@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from danqing.devices import OWN_ATTENTION
 from danqing.errors import DoesNotFitError, DtypeError, KernelError, RequestError
 from danqing.quantities import size
 
@@ -24,8 +25,7 @@ ATTENTION = {
     "flash": "torch's scaled_dot_product_attention, flash",
     "efficient": "torch's scaled_dot_product_attention, memory efficient",
     "cudnn": "torch's scaled_dot_product_attention, cuDNN",
-    "npu": "torch_npu's npu_fusion_attention, where it takes the mask",
-    "mindie": "MindIE-SD's attention, where there is no mask",
+    **OWN_ATTENTION,
 }
 """Kernels of attention, by the names they are asked for."""
 GIB = 2**30

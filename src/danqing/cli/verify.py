@@ -22,6 +22,7 @@ from danqing.cli.verdicts import (
     parity_lines,
     switch_lines,
 )
+from danqing.devices import OWN_ATTENTION
 from danqing.errors import DanqingError, RequestError, TraceError
 from danqing.quantities import size
 from danqing.request import Request
@@ -56,8 +57,7 @@ SWITCHES: tuple[dict[str, Any], ...] = (
     {"attention": "flash"},
     {"attention": "efficient"},
     {"attention": "cudnn"},
-    {"attention": "npu"},
-    {"attention": "mindie"},
+    *({"attention": name} for name in OWN_ATTENTION),
     {"deterministic": True},
 )
 """Each switch by itself, against the run as asked for."""

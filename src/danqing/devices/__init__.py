@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKENDS",
     "FAMILIES",
+    "OWN_ATTENTION",
     "Availability",
     "Computes",
     "Device",
@@ -43,6 +44,12 @@ FAMILIES = {
 
 BACKENDS = {"npu": "torch_npu"}
 """Families that torch itself does not have, and the library that brings each; none is needed."""
+
+OWN_ATTENTION = {
+    "npu": "torch_npu's npu_fusion_attention, where it takes the mask",
+    "mindie": "MindIE-SD's attention, where there is no mask",
+}
+"""Kernels of attention that only some families have, and what each is."""
 
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 _NAME = re.compile(r"(?P<family>[a-z]+)(:(?P<index>\d{1,4}))?")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-from danqing.devices import BACKENDS
+from danqing.devices import BACKENDS, OWN_ATTENTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -89,7 +89,7 @@ def has_attention(name: str, device: Device, dtype: str) -> bool:
     """Try a kernel on a device with one small head."""
     if name in device.attentions:
         return True
-    if name in {"npu", "mindie"}:
+    if name in OWN_ATTENTION:
         return False
     kind = getattr(torch, dtype)
     one = torch.zeros(1, 1, 8, 64, dtype=kind, device=device.torch_device)

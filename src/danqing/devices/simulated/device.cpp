@@ -833,6 +833,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     for (const auto& name : names)
       libraries.back()->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&fallback>());
   });
+  // newer torch has one; without it an operator registered whole has no way past Autograd
+  m.def("pass_autograd", [] {
+    constexpr auto key = c10::DispatchKey::AutogradPrivateUse1;
+    if (c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(key)) return;
+    static torch::Library library(torch::Library::IMPL, "_", key, __FILE__, __LINE__);
+    library.fallback(torch::CppFunction::makeFallthrough());
+  });
   m.def("on_cpu", &on_cpu);
   m.def("adopt", &adopt);
 }

@@ -85,6 +85,7 @@ def _put_in() -> ModuleType:
     module = runtime.make_module(native, lambda: _INSTALLED[0].chip)
     torch._register_device_module("npu", module)  # noqa: SLF001 - torch's own way for backends
     sys.modules["torch.npu"] = module
+    native.pass_autograd()
     native.register_whole(read_names("whole.txt"))
     native.set_registered(registered_operators())
     operators.make_torch_npu(native, module)

@@ -77,10 +77,8 @@ class Rehearsal:
                 sys.path.insert(0, str(Path(script).resolve().parent))
                 runpy.run_path(script, run_name="__main__")
             else:
-                from danqing.cli import main
-
                 sys.argv = ["danqing", *words]
-                main()
+                runpy.run_module("danqing", run_name="__main__")
         except SystemExit as end:
             return end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException as error:  # noqa: BLE001 - whatever ends a program is a finding
@@ -100,7 +98,7 @@ def _explain(error: BaseException) -> tuple[str, str]:
         return "refused", f"{lines[0].split(' failed')[0]}: {detail}"
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _LIBRARIES:
         return "missing", f"{error.name} is for CUDA; there is none of it for an NPU"
-    if "CUDA" in text or "cuda" in text:
+    if "CUDA" in text or "cuda" in text or "NVIDIA" in text:
         return "cuda", detail[:_SHOWN]
     return "failed", f"{type(error).__name__}: {detail[:_SHOWN]}"
 
