@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 NPU := $(abspath $(VENV))/torch_npu
 JOBS ?= 2
 
-.PHONY: install browser test test-slow test-oldest test-ascend check lint types layers docs format bench
+.PHONY: install tools test test-slow test-oldest test-ascend check lint types layers docs format bench
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -14,13 +14,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev,docs]"
 	touch $@
 
-test: install browser  ## all tests but the slow ones
+test: install tools  ## all tests but the slow ones
 	$(BIN)/python -m pytest -n $(JOBS)
 
-browser:  ## Chromium and a Chinese font, from Debian where that is possible; else its tests are skipped
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk >/dev/null; } \
-	  || echo "no Chromium: tests in a browser are skipped"
+tools:  ## a browser, a Chinese font, a compiler: from Debian where that is possible; else their tests are skipped or fail
+	@command -v chromium >/dev/null && command -v g++ >/dev/null && command -v ninja >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq \
+	  --no-install-recommends chromium fonts-noto-cjk g++ ninja-build python3-dev >/dev/null; } \
+	  || echo "Chromium, g++ or ninja is missing: without Chromium its tests are skipped, without a compiler those of the simulated NPU fail"
 
 test-slow: install  ## timings, one after the other
 	$(BIN)/python -m pytest -m slow

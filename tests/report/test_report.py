@@ -238,7 +238,7 @@ def test_the_page_in_a_browser(written: Path, tmp_path: Path) -> None:
     """Chromium finds nothing to complain about, asks nobody anything, and prints it."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
-        pytest.skip("chromium is not installed: make browser")
+        pytest.skip("chromium is not installed: make tools")
     from playwright.sync_api import sync_playwright
 
     requests: list[str] = []
