@@ -39,7 +39,7 @@ def paint(place: Path) -> bytes:
 
 
 @pytest.mark.parametrize("layout", ["bfl", "comfy", "diffusers"])
-@pytest.mark.parametrize("kind", ["schnell", "dev"])
+@pytest.mark.parametrize("kind", ["schnell", pytest.param("dev", marks=pytest.mark.slow)])
 def test_there_and_back_is_the_same_bits(
     kind: str, layout: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -146,7 +146,12 @@ def test_the_trap_is_real(broken: tuple[dict[str, str], str]) -> None:
     assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode
 
 
-@pytest.mark.parametrize("case", BROKEN)
+QUICK = ("no CANN", "a crash")
+CASES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BROKEN]
+"""What each says is tested by its text in test_ascend_doctor.py; these break real processes."""
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_broken_torch_npu_is_explained_and_the_cpu_goes_on_painting(
     broken: tuple[dict[str, str], str], schnell: Path, tmp_path: Path
 ) -> None:
@@ -162,13 +167,7 @@ def test_a_broken_torch_npu_is_explained_and_the_cpu_goes_on_painting(
     assert target.exists()
 
 
-QUICK = ("no CANN", "a crash")
-
-
-@pytest.mark.parametrize(
-    "case",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BROKEN],
-)
+@pytest.mark.parametrize("case", CASES)
 def test_doctor_survives_a_broken_torch_npu(broken: tuple[dict[str, str], str]) -> None:
     environment, words = broken
     child = run(environment, "doctor", "--json")
