@@ -44,7 +44,15 @@ def models(
 WITH_COMMANDS = [page for page in PAGES if any("danqing " in b for b in blocks(page, "bash"))]
 
 
-@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+def _pages() -> list[object]:
+    """The Chinese pages have the commands of the English ones."""
+    return [
+        pytest.param(page, marks=pytest.mark.slow) if page.name.endswith(".zh.md") else page
+        for page in WITH_COMMANDS
+    ]
+
+
+@pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)
 def test_commands_run(page: Path, models: Path) -> None:
     for block in blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
