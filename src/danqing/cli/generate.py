@@ -308,7 +308,7 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         deterministic = bool(origin["device"].get("deterministic"))
         compiled = str(origin["device"].get("compiled", "off"))
         fused = ",".join(origin["device"].get("fused", [])) or "off"
-        # before 0.2 a sentence stood there, and torch always chose
+        # older records have a sentence there: torch always chose
         attention = next((name for name in ATTENTION if name == origin["attention"]), "auto")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OutputError(

@@ -129,12 +129,14 @@ class Device(ABC):
 
         What has no such kernel warns and runs as it is; determinism is measured, not believed.
         """
+        if not asked:
+            yield
+            return
         import torch
 
         before = torch.are_deterministic_algorithms_enabled()
         warned = torch.is_deterministic_algorithms_warn_only_enabled()
-        if asked:
-            torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
         try:
             yield
         finally:

@@ -87,7 +87,7 @@ class _Attention(TorchFunctionMode):
 
 def has_attention(name: str, device: Device, dtype: str) -> bool:
     """Try a kernel on a device with one small head."""
-    if name in device.attentions:
+    if name == "auto" or name in device.attentions:
         return True
     if name in OWN_ATTENTION:
         return False
