@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import string
@@ -238,6 +239,7 @@ def test_the_page_in_a_browser(written: Path, tmp_path: Path) -> None:
     """Chromium finds nothing to complain about, asks nobody anything, and prints it."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
+        assert "CI" not in os.environ, "CI has a browser: make tools installs it"
         pytest.skip("chromium is not installed: make tools")
     from playwright.sync_api import sync_playwright
 
@@ -278,3 +280,15 @@ def test_the_schema_in_the_docs_is_the_codes() -> None:
 
 def test_a_report_is_a_plain_folder(written: Path) -> None:
     assert not [path.name for path in written.iterdir() if path.name.startswith(".")]
+
+
+def test_what_runs_nothing_takes_no_settings(written: Path) -> None:
+    place = written / "report.json"
+    for words in (
+        ["a boat", "--views", place], ["--seed", "3", "--compare", place, place],
+        ["--views", place, "--compare", place, place], ["--views", place, "--json"],
+        ["a boat", "--json"],
+    ):  # fmt: skip
+        ran = invoke("report", *words)
+        assert ran.exit_code == 2, ran.output
+        assert "no effect" in ran.output or "stand alone" in ran.output

@@ -471,8 +471,21 @@ def report(
     from pathlib import Path
 
     from danqing.cli import reporting as reports
+    from danqing.cli.options import setting_names
     from danqing.cli.verify import FAILED, trace_job
+    from danqing.errors import NoEffectError
 
+    if compare is not None or views is not None:
+        settings = [name for name, value in given.items() if name in setting_names() and value]
+        typed = {"PROMPT": prompt, "--edit": edit, "--lpips": lpips}
+        unused = [*(name for name, value in typed.items() if value is not None), *settings]
+        if unused or (compare is not None and views is not None):
+            raise NoEffectError(
+                "--compare and --views run nothing, and stand alone",
+                seen=", ".join(unused) or "both",
+            )
+    if json_report and compare is None:
+        raise NoEffectError("--json has no effect without --compare: report.json is written anyway")
     if compare is not None:
         passed = reports.run_comparison(*compare, as_json=json_report)
     elif views is not None:
