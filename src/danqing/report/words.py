@@ -11,7 +11,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "failed": ("FAILED", "未通过"),
     "yes": ("yes", "是"),
     "no": ("no", "否"),
-    "none": ("-", "-"),
     "unknown": ("not known", "未知"),
     "verdict": ("verdict", "判定"),
     "question": ("question", "检查项"),
@@ -79,7 +78,6 @@ WORDS: dict[str, tuple[str, str]] = {
                    "不需要远程代码、flash_attn 或 triton"),
     "code_reason": ("diffusers' and transformers' own networks; kernels chosen by where the tensor is",
                     "使用 diffusers 与 transformers 自带的网络；按张量所在设备选择算子"),
-    "command": ("Command", "命令"),
     "parameters": ("Parameters", "参数"),
     "parameter": ("parameter", "参数"),
     "flag": ("flag", "命令行选项"),
@@ -181,12 +179,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "no_warnings": ("None are known for this device.", "该设备没有已知的无害警告。"),
     "how_to_read": ("The truth is report.json; this page is a view of it.",
                     "以 report.json 为准；本页由其生成。"),
-    "language": ("language", "语言"),
-    "editing": ("edited picture", "被编辑的图像"),
-    "what_changed": ("What changed", "有何变化"),
-    "before": ("before", "之前"),
-    "after": ("after", "之后"),
-    "ratio": ("ratio", "比值"),
 }  # fmt: skip
 """Key to the English and the Chinese text."""
 
