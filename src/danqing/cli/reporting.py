@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from danqing.cli.generate import Printer, open_engine, open_weights
 from danqing.cli.verify import (
     ANY,
-    SWITCHES,
     check_rung,
     in_another_process,
+    judge_switches,
     opener,
     parity_baseline,
-    switch_name,
     trace_at,
     with_request_of,
 )
@@ -31,8 +30,7 @@ from danqing.report.views import markdown, page
 from danqing.report.words import LANGUAGES
 from danqing.request import Request
 from danqing.verify.determinism import check_determinism, measure_cost
-from danqing.verify.invariance import check_invariance
-from danqing.verify.parity import RUNGS, judge, prepare
+from danqing.verify.parity import RUNGS, judge
 from danqing.verify.sanity import look_at
 
 if TYPE_CHECKING:
@@ -44,10 +42,6 @@ if TYPE_CHECKING:
     from danqing.request import Picture
 
 NONE = "none"
-_PLAIN: dict[str, Any] = {
-    "placement": "auto", "attention": "auto", "deterministic": False, "compile_with": "off",
-    "fused": "off", "place": {},
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,23 +257,7 @@ def _against(
     if not asked.switches:
         return parity, []
     say.note(f"{prefix}: the switches")
-    checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
-    own = prepare(
-        _switched(checkpoint, job, {**_PLAIN, "device": "cpu", "dtype": "float32"}),
-        _switched(checkpoint, job, {}),
-        request=Request(prompt=job.prompt, **job.settings),
-        folder=folder,
-    )
-    table = {
-        switch_name(one): _switched(checkpoint, job, one)
-        for one in SWITCHES
-        if any(getattr(job.opening, name) != value for name, value in one.items())
-    }
-    return parity, collect.switched(check_invariance(own, table))
-
-
-def _switched(checkpoint: Any, job: TraceJob, changed: Mapping[str, Any]) -> Callable[[], Any]:
-    return lambda: open_engine(checkpoint, replace(job.opening, **changed))
+    return parity, collect.switched(judge_switches(job, folder))
 
 
 def _typed(request: Request) -> list[str]:

@@ -43,6 +43,7 @@ from danqing.verify.trace import Trace, read_trace
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from danqing.verify.invariance import Switch
     from danqing.verify.parity import Baseline
 
 FAILED = 1
@@ -280,13 +281,7 @@ def parity_baseline(
     checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
 
     def opened(device: str, dtype: str) -> Callable[[], Any]:
-        plain = Opening(
-            model_path=job.model_path,
-            device=device,
-            dtype=dtype,
-            components=job.opening.components,
-        )
-        return lambda: open_engine(checkpoint, plain)
+        return lambda: open_engine(checkpoint, _plain(job, device, dtype))
 
     trace = trace_at(reference)
     if trace is not None:
@@ -369,29 +364,9 @@ def run_invariance(
 ) -> bool:
     """Judge every switch; print the table, and return whether all passed."""
     check_rung(require, (*RUNGS[:2],))
-    checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
-
-    def opened(**changes: Any) -> Callable[[], Any]:
-        return lambda: open_engine(checkpoint, replace(job.opening, **changes))
-
-    with open_engine(checkpoint, job.opening) as engine:
-        Printer(quiet=quiet or as_json, as_json=False).plan(engine)
-        request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
-        compilers = [name for name in engine.compilers if name != "off"] if compiled else []
-        fused = engine.fused
-    switches = [*SWITCHES, *({"fused": name} for name in fused)]
-    switches += [{"compile_with": name} for name in compilers]
     with tempfile.TemporaryDirectory() as folder:
-        exact = opened(device="cpu", dtype="float32", placement="auto")
-        baseline = prepare(exact, opened(), request=request, folder=Path(folder))
-        found = check_invariance(
-            baseline,
-            {
-                switch_name(changes): opened(**changes)
-                for changes in switches
-                if any(getattr(job.opening, name) != value for name, value in changes.items())
-            },
-            batch=batch,
+        found = judge_switches(
+            job, Path(folder), batch=batch, compiled=compiled, quiet=quiet or as_json
         )
     if as_json:
         print(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=1))
@@ -401,6 +376,44 @@ def run_invariance(
     enough = {"identical": {None, "identical"}, "close": {None, "identical", "close"}}
     judged = [one for one in found if not one.name.startswith("batch")]
     return require == ANY or all(one.rung in enough[require] for one in judged)
+
+
+def judge_switches(
+    job: TraceJob, folder: Path, *, batch: int = 2, compiled: bool = False, quiet: bool = True
+) -> tuple[Switch, ...]:
+    """Judge each switch that this device has against the job's own run."""
+    checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
+    with open_engine(checkpoint, job.opening) as engine:
+        Printer(quiet=quiet, as_json=False).plan(engine)
+        request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
+        switches = [*SWITCHES, *({"fused": name} for name in engine.fused)]
+        if compiled:
+            switches += [{"compile_with": name} for name in engine.compilers if name != "off"]
+
+    def opened(opening: Opening) -> Callable[[], Any]:
+        return lambda: open_engine(checkpoint, opening)
+
+    exact = opened(_plain(job, "cpu", "float32"))
+    baseline = prepare(exact, opened(job.opening), request=request, folder=folder)
+    return check_invariance(
+        baseline,
+        {
+            switch_name(changes): opened(replace(job.opening, **changes))
+            for changes in switches
+            if any(getattr(job.opening, name) != value for name, value in changes.items())
+        },
+        batch=batch,
+    )
+
+
+def _plain(job: TraceJob, device: str, dtype: str) -> Opening:
+    """Return a job's weights on another device, without its switches."""
+    return Opening(
+        model_path=job.model_path,
+        device=device,
+        dtype=dtype,
+        components=job.opening.components,
+    )
 
 
 def check_rung(require: str, rungs: Sequence[str] = ("identical",)) -> None:
