@@ -1,9 +1,10 @@
 """Write a model of real size with random weights: every name, shape and dtype of the release.
 
-FLUX.1 as the files of the BFL release (34 GB), DeepGen-1.0 as its folder (14.3 GB). Pictures are
-noise, but the work is that of the real one: reading, memory, seconds a step.
+FLUX.1 as the files of the BFL release or as a diffusers folder (34 GB), DeepGen-1.0 as its folder
+(14.3 GB). Pictures are noise, but the work is that of the real one: reading, memory, seconds a
+step.
 
-    python benchmarks/real_size.py FOLDER [--guided | --deepgen]
+    python benchmarks/real_size.py FOLDER [--guided | --diffusers [--blocks 2+4] | --deepgen]
     danqing generate -m FOLDER "a cat" --size 256x256 --seed 1 --json
 """
 
@@ -26,12 +27,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--guided", action="store_true", help="of the dev type")
+    parser.add_argument("--diffusers", action="store_true", help="FLUX.1-schnell as its folder")
+    parser.add_argument("--blocks", default="19+38", help="of the diffusers folder: double+single")
     parser.add_argument("--deepgen", action="store_true", help="DeepGen-1.0 instead of FLUX.1")
     options = parser.parse_args()
     from tests import deepgen_toys, sparse, toys
 
     if options.deepgen:
         deepgen_toys.write_real_size(options.folder)
+    elif options.diffusers:
+        double, single = map(int, options.blocks.split("+"))
+        sparse.write_diffusers(options.folder, double=double, single=single)
     else:
         sparse.write_real_size(options.folder, guided=options.guided)
         toys.write_clip_tokenizer(options.folder / "clip")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -162,3 +162,78 @@ def write_real_size(folder: Path, *, guided: bool) -> Path:
     (folder / "t5" / "config.json").write_text(json.dumps(T5_CONFIG))
     (folder / "clip" / "config.json").write_text(json.dumps(CLIP_CONFIG))
     return folder
+
+
+FLUX = {
+    "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38,
+    "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768, "axes_dims_rope": (16, 56, 56),
+}  # fmt: skip
+FLUX_VAE = {
+    "in_channels": 3, "out_channels": 3, "latent_channels": 16,
+    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159,
+    "use_quant_conv": False, "use_post_quant_conv": False, "mid_block_add_attention": True,
+    "force_upcast": True,
+}  # fmt: skip
+
+
+def write_shards(
+    folder: Path, stem: str, shapes: Mapping[str, tuple[int, ...]], *, gigabytes: float = 10
+) -> None:
+    """Write sparse shards as the libraries do: filled in the module's order, each sorted by name.
+
+    So the blocks of a hub's file do not lie in the order in which they are computed.
+    """
+    parts: list[dict[str, tuple[int, ...]]] = [{}]
+    size = 0
+    for name, shape in shapes.items():
+        more = math.prod(shape) * BYTES["BF16"]
+        if size + more > gigabytes * 1e9 and parts[-1]:
+            parts.append({})
+            size = 0
+        parts[-1][name] = shape
+        size += more
+    if len(parts) == 1:
+        write_sparse(folder / f"{stem}.safetensors", dict(sorted(parts[0].items())))
+        return
+    table: dict[str, str] = {}
+    for number, part in enumerate(parts, start=1):
+        file = f"{stem}-{number:05}-of-{len(parts):05}.safetensors"
+        write_sparse(folder / file, dict(sorted(part.items())))
+        table |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": table}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_diffusers(folder: Path, *, double: int = 19, single: int = 38) -> Path:
+    """Write FLUX.1-schnell as its diffusers folder, with real shapes; see `toys` for the rest."""
+    import torch
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+
+    from tests import toys
+
+    toys.write_diffusers(folder)  # its small files: tokenizers, schedule, index
+    config: dict[str, Any] = {**FLUX, "num_layers": double, "num_single_layers": single}
+    with torch.device("meta"):
+        networks = {
+            "transformer": FluxTransformer2DModel(**config),
+            "vae": AutoencoderKL(**FLUX_VAE),
+        }
+    for name, network in networks.items():
+        shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+        _empty(folder / name)
+        write_shards(folder / name, "diffusion_pytorch_model", shapes)
+        (folder / name / "config.json").write_text(network.to_json_string())
+    texts = {"text_encoder": (clip_l(), CLIP_CONFIG), "text_encoder_2": (t5_xxl(), T5_CONFIG)}
+    for name, (shapes, text_config) in texts.items():
+        _empty(folder / name)
+        write_shards(folder / name, "model", shapes, gigabytes=5)
+        (folder / name / "config.json").write_text(json.dumps(text_config))
+    return folder
+
+
+def _empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from danqing.models.base import Model, ModelSpec
+    from danqing.models.streaming import Streaming
     from danqing.request import Inside, Listener, Probe
 
 RANDOM_SEED_BITS = 32
@@ -85,6 +86,7 @@ class Engine:
         self._batch_bits: dict[tuple[int, ...], dict[str, Any]] = {}
         self._encoded: dict[tuple[Any, ...], tuple[Any, tuple[str, ...]]] = {}
         self._hooks: _Hooks | None = None
+        self._streaming: Streaming | None = None
 
     @classmethod
     def open(
@@ -101,6 +103,9 @@ class Engine:
         place: Mapping[str, str] | None = None,
         components: Mapping[str, str | Path] | None = None,
         allow_pt: bool = False,
+        memory: int | None = None,
+        planned_for: Request | None = None,
+        batch: int = 1,
     ) -> Engine:
         """Open a checkpoint, or take one that is open; see `danqing.open`."""
         if allow_pt:
@@ -125,6 +130,9 @@ class Engine:
             compile_with=compile_with,
             fused=fused,
             places=places,
+            memory=memory,
+            request=None if planned_for is None else spec.resolve(planned_for)[0],
+            pictures=batch,
         )
         return cls(checkpoint, model, selection.device, the_plan, places)
 
@@ -140,6 +148,9 @@ class Engine:
         """Give all memory back; the engine can be used again and then loads again."""
         self._modules.clear()
         self._encoded.clear()
+        if self._streaming is not None:
+            self._streaming.close()
+            self._streaming = None
         self.checkpoint.close()
         self._device.release()
 
@@ -524,7 +535,13 @@ class Engine:
         if device is not self._device:
             device.prepare()  # its first-thing settings; then this one is current again
             self._device.prepare()
-        module = self._model.build(name, dtype=dtype, device=device.torch_device, on_bytes=on_bytes)
+        module = self._model.build(
+            name,
+            dtype=dtype,
+            device=device.torch_device,
+            on_bytes=on_bytes,
+            streaming=self._streaming_of(name) if device is self._device else None,
+        )
         if self.plan.fused and device.family == self._device.family:
             from danqing.models.kernels import fuse
 
@@ -533,12 +550,31 @@ class Engine:
             module.compile_repeated_blocks(backend=self._device.compiler(self.plan.compiled))
         return module
 
+    def _streaming_of(self, name: str) -> Streaming | None:
+        """Return what a component needs to be streamed, if the plan says that it is."""
+        from danqing.models.streaming import Ring, Streaming
+        from danqing.weights.ranges import RangeReader
+
+        part = next(part for part in self.plan.components if part.name == name)
+        if part.placement != "streamed":
+            return None
+        if self._streaming is None:
+            direct = self._device.shares_host_memory()
+            ring = Ring(self.plan.ring_bytes, self._device)
+            self._streaming = Streaming(self._device, ring, RangeReader(direct=direct))
+        self._streaming.resident = part.staying
+        return self._streaming
+
     def _drop_stage(self, stage: str) -> None:
-        names = self._modules.keys() & set(self._model.stages[stage])
-        if self.plan.placement == "staged" and names:
-            for name in names:
-                del self._modules[name]
-            self._device.release()
+        names = self._modules.keys() & set(self._model.stages[stage]) - set(self.plan.kept)
+        if not names:
+            return
+        for name in names:
+            if self._streaming is not None:
+                self._streaming.detach(name)
+            del self._modules[name]
+            self.checkpoint.component(name).close()
+        self._device.release()
 
     # --- checks ----------------------------------------------------------------------------------
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, get_args
 
+from danqing import budget
+from danqing.budget import Arrangement, Block, Part, Placement, Work
 from danqing.devices import OWN_ATTENTION
 from danqing.errors import DoesNotFitError, DtypeError, KernelError, RequestError
 from danqing.quantities import size
+from danqing.rates import measured
+from danqing.request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from danqing.devices import Device, Memory, Selection
+    from danqing.devices import Device, Selection
     from danqing.models.base import Model
+    from danqing.rates import Rates
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Dtypes a model can compute in, and their bytes."""
@@ -30,19 +37,28 @@ ATTENTION = {
 """Kernels of attention, by the names they are asked for."""
 GIB = 2**30
 RESERVE = 0.1
-"""Share of the free memory that is left for activations; the plan counts weights only."""
-
-Placement = Literal["resident", "staged"]
-"""`resident`: everything stays on the device. `staged`: each stage's components are read when it
-begins and dropped when it ends, for every picture."""
+"""Share of the free memory that is left alone, unless a limit is given."""
+OVERHEAD = 1.3
+"""A stage's seconds for each second of its matrix products at the measured rate."""
+_WORTH_MEASURING = 1 << 30
+"""Bytes of weights; for fewer the machine's rates are not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedComponent:
     """One component's part of the plan.
 
-    `mapped` weights are used where they lie on disk; their memory is the system's page cache.
-    `device` is named where it is not the plan's.
+    Attributes:
+        name: of the component.
+        stored: dtype of the files.
+        dtype: what it computes in.
+        bytes: of its weights in this dtype.
+        mapped: they are used where they lie on disk; their memory is the system's page cache.
+        reason: of the dtype, where it is not the plan's.
+        device: where it is not the plan's.
+        placement: `resident`, `staged` or `streamed`.
+        blocks: that are streamed, or stay while others are streamed.
+        staying: names of those that stay.
     """
 
     name: str
@@ -52,6 +68,9 @@ class PlannedComponent:
     mapped: bool
     reason: str
     device: str = ""
+    placement: Placement = "resident"
+    blocks: int = 0
+    staying: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +93,20 @@ class Plan:
     placement: Placement
     placement_reason: str
     components: tuple[PlannedComponent, ...]
+    kept: tuple[str, ...]
+    ring_bytes: int
+    limit_bytes: int | None
+    limit_reason: str
+    picture: str
+    activation_bytes: Mapping[str, int]
+    peak_bytes: Mapping[str, int]
+    seconds: Mapping[str, float]
     assumptions: tuple[str, ...]
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """Memory of the worst stage."""
+        return max(self.peak_bytes.values())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON types."""
@@ -95,9 +127,15 @@ class Plan:
         yield "placement", f"{self.placement}: {self.placement_reason}"
         for part in self.components:
             how = "mapped from disk" if part.mapped else "in memory"
+            if part.placement == "streamed":
+                how = f"streamed, {len(part.staying)} of {part.blocks} blocks stay"
             reason = f"; {part.reason}" if part.reason else ""
             where = f" on {part.device}" if part.device else ""
             yield f"  {part.name}", f"{size(part.bytes)} {part.dtype}, {how}{where}{reason}"
+        yield "memory", f"{size(self.predicted_peak_bytes)} at the most, for {self.picture}"
+        if self.seconds:
+            stages = ", ".join(f"{name} {_time(value)}" for name, value in self.seconds.items())
+            yield "time", f"{_time(sum(self.seconds.values()))} expected: {stages}"
         for text in self.assumptions:
             yield "assumed", text
 
@@ -113,6 +151,9 @@ def make_plan(
     compile_with: str = "off",
     fused: str = "off",
     places: Mapping[str, Device] = {},
+    memory: int | None = None,
+    request: Request | None = None,
+    pictures: int = 1,
 ) -> Plan:
     """Decide how a model runs on a device.
 
@@ -120,23 +161,36 @@ def make_plan(
         model: with its checkpoint; its stages say which components are needed together.
         selection: the device.
         dtype: `auto`, or one of `DTYPES`.
-        placement: `auto`, `resident` or `staged`.
+        placement: `auto`, `resident`, `staged` or `streamed`.
         attention: `auto`, or one of torch's kernels.
         deterministic: only kernels that give the same bits again.
         compile_with: `off`, or a compiler of the device.
         fused: `off`, `all`, or names of the device's fused kernels with commas between.
         places: components that are elsewhere.
+        memory: bytes that the run may take; those that are free, if it is left out.
+        request: resolved: what the memory is planned for; a picture of the model's own size.
+        pictures: computed together.
 
     Raises:
         RequestError: there is no such placement or attention.
         DtypeError: the device does not compute in this dtype.
         KernelError: the device has no such attention, compiler or fused kernel.
-        DoesNotFitError: the weights do not fit, not even stage by stage.
+        DoesNotFitError: it does not fit, not even streamed.
     """
     device = selection.device
     chosen, why = _choose_dtype(model, device, dtype)
     components = tuple(_components(model, device, chosen, places))
-    chosen_place, place_why = _place(components, model, device, placement)
+    if request is None:
+        request, _ = model.spec.resolve(Request(prompt="a"))
+    work = _work(model, device, request, pictures, chosen)
+    fitting = _Fitting(model, device, components, work, memory)
+    arranged, place_why = fitting.choose(placement)
+    if compile_with != "off" and arranged.streamed:
+        raise KernelError(
+            "what is streamed cannot be compiled: its weights come and go",
+            seen=f"--compile {compile_with}, and {place_why}",
+            hint="--compile off, or more memory",
+        )
     return Plan(
         title=model.spec.title,
         layout=model.checkpoint.layout,
@@ -151,9 +205,17 @@ def make_plan(
         deterministic=deterministic,
         compiled=_compiler(compile_with, device),
         fused=_fused(fused, device),
-        placement=chosen_place,
+        placement=arranged.placement,
         placement_reason=place_why,
-        components=components,
+        components=tuple(fitting.placed(part, arranged) for part in components),
+        kept=arranged.kept,
+        ring_bytes=arranged.ring,
+        limit_bytes=fitting.limit,
+        limit_reason=fitting.limit_reason,
+        picture=_in_words(request, pictures),
+        activation_bytes=dict(work.activations),
+        peak_bytes=dict(arranged.peaks),
+        seconds=fitting.seconds(arranged),
         assumptions=model.assumptions(),
     )
 
@@ -260,49 +322,191 @@ def _components(
         )
 
 
-def _place(
-    components: tuple[PlannedComponent, ...], model: Model, device: Device, asked: str
-) -> tuple[Placement, str]:
-    """Keep everything on the device if it fits, else one stage at a time, else refuse."""
-    if asked not in ("auto", "resident", "staged"):
-        raise RequestError(
-            "there is no such placement", seen=asked, allowed="auto, resident, staged"
-        )
-    memory = device.memory()
-    taken = {part.name: 0 if part.mapped or part.device else part.bytes for part in components}
-    total = sum(taken.values())
-    stages = {stage: sum(taken[name] for name in names) for stage, names in model.stages.items()}
-    largest = max(stages, key=lambda stage: stages[stage])
-    in_stages = f"the largest stage, {largest}, takes {size(stages[largest])}"
-    if memory is None:
-        where: Placement = "staged" if asked == "staged" else "resident"
-        taken_then = in_stages if asked == "staged" else f"{size(total)} of weights"
-        return where, f"{taken_then}; the device does not say what is free"
-    usable = int(memory.free_bytes * (1 - RESERVE))
-    free = f"{size(memory.free_bytes)} free, a tenth of it kept for activations"
-    mapped = sum(part.bytes for part in components if part.mapped)
-    if total <= usable and asked != "staged":
-        return "resident", _in_words(total, mapped, memory, free)
-    if stages[largest] <= usable and asked != "resident":
-        if asked == "staged":
-            return "staged", f"asked for; {in_stages} ({free})"
-        return "staged", f"{size(total)} of weights do not fit ({free}); {in_stages}"
-    needed = total if asked == "resident" else stages[largest]
-    raise DoesNotFitError(
-        f"the weights do not fit on {device.name}",
-        seen=f"{size(needed)} for " + ("all" if asked == "resident" else f"the stage {largest}"),
-        allowed=f"{size(usable)} ({free})",
-        hint="a smaller dtype, "
-        + ("--placement staged, " if asked == "resident" else "")
-        + "or a device with more memory",
+# --- memory --------------------------------------------------------------------------------------
+
+
+def _work(model: Model, device: Device, request: Request, pictures: int, dtype: str) -> Work:
+    return Work(
+        stages={stage: model.needs(stage, request) for stage in model.stages},
+        activations=model.activations(request, pictures, DTYPES[dtype]),
+        flops=model.flops(request, pictures),
+        steps=(request.num_inference_steps or 1) * request.num_images_per_prompt,
+        base=device.base_bytes(),
     )
 
 
-def _in_words(taken: int, mapped: int, memory: Memory, free: str) -> str:
-    text = f"{size(taken)} of weights in memory, {free}"
-    if not mapped:
+class _Fitting:
+    """Finds the arrangement for a limit."""
+
+    def __init__(
+        self,
+        model: Model,
+        device: Device,
+        components: tuple[PlannedComponent, ...],
+        work: Work,
+        memory: int | None,
+    ) -> None:
+        self._model = model
+        self._device = device
+        self._work = work
+        self._dtype = components[-1].dtype
+        self.parts = {part.name: self._part(part) for part in components}
+        self.limit, self.limit_reason = self._limit(memory)
+
+    def _limit(self, memory: int | None) -> tuple[int | None, str]:
+        if memory is not None:
+            return memory, "asked for"
+        found = self._device.memory()
+        if found is None:
+            return None, "the device does not say what is free"
+        free = found.free_bytes + self._work.base  # the process's own is taken already
+        return int(free * (1 - RESERVE)), f"{size(free)} free, less a tenth"
+
+    def _part(self, component: PlannedComponent) -> Part:
+        if component.device:
+            return Part(name=component.name, bytes=0)
+        blocks = tuple(
+            Block(
+                name=unit.name,
+                disk=disk,
+                bytes=unit.elements * DTYPES[component.dtype],
+                once=unit.once,
+            )
+            for unit, disk in self._model.units(component.name)
+        )
+        on_disk = self._model.checkpoint.component(component.name).size_bytes
+        copied = self._device.shares_host_memory() and component.stored != component.dtype
+        return Part(
+            name=component.name,
+            bytes=component.bytes,
+            blocks=blocks if component.name != "vae" else (),
+            extra=on_disk if copied else 0,
+        )
+
+    @cached_property
+    def _rates(self) -> Rates | None:
+        """The machine's rates, where there is enough to do that they matter."""
+        if sum(part.bytes for part in self.parts.values()) < _WORTH_MEASURING:
+            return None
+        transformer = self._model.checkpoint.component("transformer")
+        file = max(transformer.files, key=lambda path: path.stat().st_size)
+        return measured(self._device, self._dtype, file)
+
+    def choose(self, asked: str) -> tuple[Arrangement, str]:
+        """Return the first arrangement that fits, of those asked for, and why it is that one.
+
+        Raises:
+            RequestError: nothing is called what was asked for.
+            DoesNotFitError: none fits; it says what would.
+        """
+        allowed = ("auto", *get_args(Placement))
+        if asked not in allowed:
+            raise RequestError(
+                "there is no such placement", seen=asked, allowed=", ".join(allowed)
+            )
+        limit = math.inf if self.limit is None else self.limit
+        tried = []
+        for found in self._arrangements(asked):
+            if found.peak <= limit:
+                return found, self._reason(found, asked, tried)
+            tried.append(found)
+        if not tried:
+            raise RequestError(
+                "nothing in this model is large enough to be streamed", seen=f"--placement {asked}"
+            )
+        raise self._too_large(tried, asked)
+
+    def _arrangements(self, asked: str) -> Iterator[Arrangement]:
+        parts, work = self.parts, self._work
+        limit = sys.maxsize if self.limit is None else self.limit
+        if asked in ("auto", "resident"):
+            yield budget.resident(parts, work)
+        if asked in ("auto", "staged"):
+            yield budget.staged(parts, work, limit)
+        if asked in ("auto", "streamed"):
+            rates = self._rates if self._device.shares_host_memory() else None
+            every = asked == "streamed"
+            yield from budget.streamings(parts, work, limit, rates, all_of_it=every)
+
+    def _reason(self, found: Arrangement, asked: str, tried: Sequence[Arrangement]) -> str:
+        limit = "" if self.limit is None else f", {size(self.limit)} allowed ({self.limit_reason})"
+        text = f"{size(found.peak)} at the most, in {found.worst}{limit}"
+        if asked != "auto":
+            return f"asked for; {text}"
+        if tried:
+            text += f"; {tried[0].placement} would take {size(tried[0].peak)}"
+        if self.limit is None:
+            text += f"; {self.limit_reason}"
         return text
-    text += f"; {size(mapped)} mapped from disk"
-    if taken + mapped > memory.free_bytes:
-        text += ", more than is free: parts of it are read again in every step"
-    return text
+
+    def _too_large(self, tried: Sequence[Arrangement], asked: str) -> DoesNotFitError:
+        least = min(tried, key=lambda found: found.peak)
+        others = {found.placement for found in self._arrangements("auto")} - {asked}
+        fits = [
+            found
+            for found in self._arrangements("auto")
+            if found.placement in others and found.peak <= (self.limit or 0)
+        ]
+        hint = (
+            f"--placement {fits[0].placement} would take {size(fits[0].peak)}"
+            if fits
+            else f"--memory {least.peak / GIB + 0.05:.1f}GiB would do; or a smaller picture or dtype"
+        )
+        return DoesNotFitError(
+            f"it does not fit on {self._device.name}",
+            seen=f"{size(least.peak)} in {least.worst}, {least.placement}",
+            allowed=f"{size(self.limit or 0)} ({self.limit_reason})",
+            hint=hint,
+        )
+
+    def placed(self, part: PlannedComponent, found: Arrangement) -> PlannedComponent:
+        """Return a component's part of the plan with its place."""
+        if part.name not in found.streamed:
+            place: Placement = "resident" if part.name in found.kept else "staged"
+            return dataclasses.replace(part, placement=place)
+        blocks = [block for block in self.parts[part.name].blocks if not block.once]
+        return dataclasses.replace(
+            part,
+            mapped=False,
+            placement="streamed",
+            blocks=len(blocks),
+            staying=found.streamed[part.name],
+        )
+
+    def seconds(self, found: Arrangement) -> dict[str, float]:
+        """Estimate the seconds of each stage, reading included; nothing for small models."""
+        rates = self._rates
+        if rates is None:
+            return {}
+        seconds = {}
+        for stage, names in self._work.stages.items():
+            rate = rates.conv_flops if stage == "decode" else rates.matmul_flops
+            computing = OVERHEAD * self._work.flops[stage] / rate
+            if stage == "denoise":
+                seconds[stage] = self._denoising(found, computing, rates)
+            else:
+                reading = sum(self.parts[name].bytes for name in names) / rates.read_bytes
+                streamed = any(name in found.streamed for name in names)
+                seconds[stage] = max(computing, reading) if streamed else computing + reading
+        return seconds
+
+    def _denoising(self, found: Arrangement, computing: float, rates: Rates) -> float:
+        part = self.parts["transformer"]
+        once = sum(block.disk for block in part.blocks if block.once)
+        if part.name not in found.streamed:
+            return part.bytes / rates.read_bytes + self._work.steps * computing
+        staying = set(found.streamed[part.name])
+        stay = sum(block.disk for block in part.blocks if block.name in staying)
+        coming = sum(block.disk for block in part.blocks) - once - stay
+        each = max(computing + coming * budget.READ_COST, coming / rates.read_bytes)
+        return once / rates.read_bytes + stay / rates.fill_bytes + self._work.steps * each
+
+
+def _in_words(request: Request, pictures: int) -> str:
+    steps = f"{request.num_inference_steps} steps"
+    together = f", {pictures} pictures together" if pictures > 1 else ""
+    return f"{request.height}x{request.width} in {steps}{together}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"  # noqa: PLR2004

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from danqing.devices.base import Computes, Device, Memory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
+
+    import torch
 
 
 class Accelerator(Device):
@@ -46,6 +50,28 @@ class Accelerator(Device):
         if dtype == "bfloat16" and not self.module.is_bf16_supported():
             return "no"
         return "native"
+
+    def staging(self, size: int) -> torch.Tensor:
+        """Return pinned memory, which the device copies from by itself."""
+        import torch
+
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    @contextlib.contextmanager
+    def uploading(self) -> Iterator[None]:
+        """Copy in a queue of its own."""
+        self.module.set_device(self.index)  # of this thread
+        with self.module.stream(self._copies):
+            yield
+            self._copies.synchronize()
+
+    @cached_property
+    def _copies(self) -> Any:
+        return self.module.Stream(self.index)
+
+    def adopt(self, tensor: torch.Tensor) -> None:
+        """Keep its memory until the computing queue is done with it."""
+        tensor.record_stream(self.module.current_stream(self.index))
 
     def synchronize(self) -> None:
         """Wait for the device's queue."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     import torch
+
+_LARGE_PAGE = 1 << 21
 
 Computes = Literal["native", "emulated", "no"]
 """`emulated`: right but slow, by converting to float32 and back around each operation."""
@@ -115,6 +118,10 @@ class Device(ABC):
         """Threads that compute, where their number can change the bits of a result."""
         return None
 
+    def base_bytes(self) -> int:
+        """Return what counts as the device's memory before anything is loaded."""
+        return 0
+
     @abstractmethod
     def memory(self) -> Memory | None:
         """Return memory in all and free, or None if it cannot be known."""
@@ -170,6 +177,29 @@ class Device(ABC):
     def shares_host_memory(self) -> bool:
         """Whether weights mapped from disk can be used in place."""
         return False
+
+    def staging(self, size: int) -> torch.Tensor:
+        """Return memory of the host that files are read into: uint8, aligned to large pages.
+
+        Direct reads pin their pages, and large ones are 512 times fewer.
+        """
+        import torch
+
+        memory = mmap.mmap(-1, size + _LARGE_PAGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without them
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        whole = torch.frombuffer(memory, dtype=torch.uint8)
+        start = -whole.data_ptr() % _LARGE_PAGE
+        return whole[start : start + size]
+
+    @contextlib.contextmanager
+    def uploading(self) -> Iterator[None]:
+        """Copy to the device beside what it computes; when this ends, all of it is there."""
+        yield
+
+    def adopt(self, tensor: torch.Tensor) -> None:  # noqa: B027 - nothing to do without queues
+        """Say that what is computed from here on uses a tensor copied under `uploading`."""
 
     @abstractmethod
     def synchronize(self) -> None:

@@ -42,6 +42,10 @@ class Cpu(Device):
 
         return torch.get_num_threads()
 
+    def base_bytes(self) -> int:
+        """Return the process's resident set as it is now."""
+        return _status("VmRSS") or 0
+
     def memory(self) -> Memory | None:
         """Return the memory of the host, or of the container if that is smaller."""
         return host_memory()
@@ -67,11 +71,7 @@ class Cpu(Device):
 
     def peak_bytes(self) -> int | None:
         """Return the process's peak resident set, mapped weights included."""
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        return None
+        return _status("VmHWM")
 
     def release(self) -> None:
         """The C library gives memory back by itself."""
@@ -79,6 +79,15 @@ class Cpu(Device):
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Recognise Python's error and that of torch's allocator."""
         return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _status(name: str) -> int | None:
+    """Return a line of /proc/self/status in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from danqing.models.streaming import Streaming, Unit
     from danqing.request import Request
     from danqing.weights import Checkpoint
 
@@ -164,7 +165,15 @@ class Model(ABC):
         """Return dtype and reason of each component when the model computes in `dtype`."""
 
     @abstractmethod
-    def build(self, component: str, *, dtype: str, device: torch.device, on_bytes: OnBytes) -> Any:
+    def build(
+        self,
+        component: str,
+        *,
+        dtype: str,
+        device: torch.device,
+        on_bytes: OnBytes,
+        streaming: Streaming | None = None,
+    ) -> Any:
         """Read a component's weights and return it ready to compute.
 
         Args:
@@ -172,7 +181,26 @@ class Model(ABC):
             dtype: what it computes in.
             device: where it is put.
             on_bytes: told the bytes read so far.
+            streaming: if given, its blocks are read when they are needed, but for those that stay.
         """
+
+    def units(self, component: str) -> list[tuple[Unit, int]]:  # noqa: ARG002
+        """Return what can be streamed of a component, with the bytes of each on disk."""
+        return []
+
+    @abstractmethod
+    def activations(self, request: Request, pictures: int, itemsize: int) -> dict[str, int]:
+        """Return the bytes that each stage needs beside its weights, at their most.
+
+        Args:
+            request: resolved.
+            pictures: computed together.
+            itemsize: bytes of a number.
+        """
+
+    @abstractmethod
+    def flops(self, request: Request, pictures: int) -> dict[str, float]:
+        """Return the operations of each stage, roughly; of `denoise` those of one step."""
 
     @abstractmethod
     def conditioning_size(self, request: Request) -> int:

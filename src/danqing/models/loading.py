@@ -19,7 +19,7 @@ from danqing.errors import TensorMismatchError
 from danqing.weights import QUANTISED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from danqing.weights import Component
 
@@ -136,10 +136,12 @@ def fill(
     dtype_of: Callable[[str], torch.dtype],
     device: torch.device,
     on_bytes: Callable[[int], None],
+    streamed: Collection[str] = (),
+    read: Callable[[Component, Piece], torch.Tensor | None] = lambda *_: None,
 ) -> None:
     """Put a component's tensors into a module that was built on the meta device.
 
-    On a CPU, a tensor whose dtype stays is not copied but stays mapped (see `_place`).
+    On a CPU, a tensor whose dtype stays is not copied but stays mapped (see `place`).
 
     Args:
         module: on the meta device; afterwards on `device`.
@@ -148,29 +150,53 @@ def fill(
         dtype_of: the dtype wanted for each of the module's tensors.
         device: where they go.
         on_bytes: told the bytes of the file done so far.
+        streamed: the module's tensors that are read when they are needed; they are empty here.
+        read: gives a tensor to copy from, where it is better not mapped; or None.
     """
     done = 0
     tensors: dict[str, torch.Tensor] = {}
     tied: dict[tuple[Piece, torch.dtype], torch.Tensor] = {}
     for target, piece in pieces.items():
+        if target in streamed:
+            tensors[target] = torch.empty(0, dtype=dtype_of(target), device=device)
+            continue
         key = (piece, dtype_of(target))
         if key not in tied:
-            tensor = changed(component.read(piece.source, piece.start, piece.stop), piece.change)
+            lent = read(component, piece)
+            tensor = component.read(piece.source, piece.start, piece.stop) if lent is None else lent
+            tensor = changed(tensor, piece.change)
             entry = component.entries[piece.source]
             rows = max(entry.shape[0], 1) if entry.shape else 1
             done += entry.size_bytes * (piece.stop - piece.start) // rows
-            tied[key] = _place(tensor, dtype_of(target), device)
+            tied[key] = place(tensor, dtype_of(target), device)
+            if lent is not None and tied[key].device.type == "cpu":
+                tied[key] = tied[key].clone()  # out of the memory that was lent
         tensors[target] = tied[key]
         on_bytes(done)
     with warnings.catch_warnings():
         # torch warns that a mapped tensor's file is read-only; nothing here writes to weights.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        module.load_state_dict(tensors, strict=True, assign=True)
+        _assign(module, tensors)
     _compute_buffers(module, device)
     module.requires_grad_(requires_grad=False).eval()
 
 
-def _place(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _assign(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put tensors where those of the meta device were; `match` saw to it that all are there."""
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        layer = module.get_submodule(owner)
+        if leaf in layer._parameters:  # noqa: SLF001
+            layer._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)  # noqa: SLF001
+        else:
+            layer._buffers[leaf] = tensor  # noqa: SLF001
+    left = [name for name, parameter in module.named_parameters() if parameter.is_meta]
+    if left:
+        msg = f"nothing was loaded for {left[:SHOWN]}"
+        raise RuntimeError(msg)
+
+
+def place(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Cast and move a tensor; on a CPU, bring float32 into memory aligned as torch aligns it.
 
     MKL's float32 product of a matrix with one row has other last bits on a matrix that is not

@@ -16,6 +16,8 @@ import torch
 from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError, TensorMismatchError
 from danqing.models.base import Model
 from danqing.models.loading import Piece, Row, fill, match, on_meta, shapes_of
+from danqing.models.streaming import Source, Streaming, Unit, spans_of, units_of
+from danqing.weights.ranges import lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -105,23 +107,65 @@ class NetworksModel(Model):
         module = self._empty(component)
         return module, self._match(component, module)
 
+    def block_elements(self, component: str) -> int:
+        """Return how many numbers a network's blocks hold that are computed in every step."""
+        return sum(unit.elements for unit, _ in self.units(component) if not unit.once)
+
+    def once(self, component: str, module: torch.nn.Module) -> list[str]:  # noqa: ARG002
+        """Return the layers of a network that are needed only before the first step."""
+        return []
+
+    def units(self, component: str) -> list[tuple[Unit, int]]:
+        """Return what can be streamed of a network, and the bytes of each on disk."""
+        module = self._checked.get(component) or self.matched(component)[0]
+        pieces = self._pieces[component]
+        module = self.trimmed(component, module)
+        part = self.checkpoint.component(component)
+        found = []
+        for unit in units_of(module, self.once(component, module)):
+            spans = spans_of(part, [pieces[name] for name in unit.tensors])
+            if spans is not None:
+                found.append((unit, lay_out(spans).size))
+        return found
+
     def build(
-        self, component: str, *, dtype: str, device: torch.device, on_bytes: OnBytes
+        self,
+        component: str,
+        *,
+        dtype: str,
+        device: torch.device,
+        on_bytes: OnBytes,
+        streaming: Streaming | None = None,
     ) -> torch.nn.Module:
-        """Read one network's weights."""
+        """Read one network's weights, or all but those that are streamed."""
         module = self._checked.pop(component, None) or self._empty(component)
         pieces = self._pieces.get(component) or self._match(component, module)
         wanted: torch.dtype = getattr(torch, dtype)
         module = self.trimmed(component, module)
         kept = shapes_of(module)
+        part = self.checkpoint.component(component)
+        pieces = {name: piece for name, piece in pieces.items() if name in kept}
+
+        def dtype_of(name: str) -> torch.dtype:
+            return self.tensor_dtype(component, name, wanted)
+
+        units = [] if streaming is None else units_of(module, self.once(component, module))
+        if streaming is not None:
+            units = [unit for unit in units if unit.name not in streaming.resident]
+            units = [u for u in units if spans_of(part, [pieces[n] for n in u.tensors]) is not None]
         fill(
             module,
-            self.checkpoint.component(component),
-            {name: piece for name, piece in pieces.items() if name in kept},
-            dtype_of=lambda name: self.tensor_dtype(component, name, wanted),
+            part,
+            pieces,
+            dtype_of=dtype_of,
             device=device,
             on_bytes=on_bytes,
+            streamed={name for unit in units for name in unit.tensors},
+            **({} if streaming is None else {"read": streaming.read}),
         )
+        if streaming is not None:
+            source = Source(part, pieces, dtype_of, streaming.device)
+            streaming.attach(component, module, source, units)
         return module
 
     def _empty(self, component: str) -> torch.nn.Module:
@@ -142,6 +186,23 @@ class NetworksModel(Model):
         rows = network.rows(shapes)
         self._pieces[component] = match(part, shapes, rows, ignored=network.ignored)
         return self._pieces[component]
+
+
+# --- what it takes ------------------------------------------------------------------------------
+
+
+def decode_flops(config: Mapping[str, Any], pixels: int) -> float:
+    """Count the convolutions of diffusers' AutoencoderKL that turn latents into pixels."""
+    widths = [int(width) for width in reversed(config["block_out_channels"])]
+    layers = int(config["layers_per_block"]) + 1
+    total, before = 0.0, widths[0]
+    for level, width in enumerate(widths):
+        here = pixels / 4 ** (len(widths) - 1 - level)
+        total += here * 18 * (before * width + (2 * layers - 1) * width * width)
+        if level < len(widths) - 1:
+            total += 4 * here * 18 * width * width
+        before = width
+    return total
 
 
 # --- small files ---------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from danqing.errors import (
 from danqing.weights.files import open_tensors
 from danqing.weights.gguf_file import MAGIC
 from danqing.weights.quantised import join_scales
+from danqing.weights.ranges import Span
 from danqing.weights.tensor_file import FLOAT_DTYPES, TensorEntry, TensorFile
 
 if TYPE_CHECKING:
@@ -138,10 +139,31 @@ class Component:
         if entry.scale is None:
             adapter = self.adapters.get(name)
             return tensor if adapter is None else adapter.added_to(tensor, start, stop)
-        scale = self._opened[entry.scale.file].read(entry.scale).float()
-        if scale.numel() > 1:
-            scale = scale.reshape(-1, *(1,) * (tensor.ndim - 1))[start:stop]
-        return tensor.float() * scale
+        return self._scaled(entry.scale, tensor, start, stop)
+
+    def span(self, name: str, start: int, stop: int) -> Span | None:
+        """Return the bytes of a tensor's rows, or None if they are no plain range of a file."""
+        entry = self.entries[name]
+        file = self._opened[entry.file]
+        place = None if name in self.adapters else file.span(entry, start, stop)
+        return None if place is None else Span(file.path, file.identity, *place)
+
+    def decode(self, name: str, data: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Return what `read` gives for these rows, from the bytes that `span` names."""
+        entry = self.entries[name]
+        rows = stop - start
+        tensor = self._opened[entry.file].decode(entry, data, rows)
+        if entry.scale is None:
+            return tensor
+        return self._scaled(entry.scale, tensor, start, stop)
+
+    def _scaled(
+        self, scale: TensorEntry, tensor: torch.Tensor, start: int, stop: int | None
+    ) -> torch.Tensor:
+        factor = self._opened[scale.file].read(scale).float()
+        if factor.numel() > 1:
+            factor = factor.reshape(-1, *(1,) * (tensor.ndim - 1))[start:stop]
+        return tensor.float() * factor
 
     def close(self) -> None:
         """Let go of the mapped files; tensors already handed out stay valid."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from danqing.cache import add_to_table, cache_folder, read_table
 from danqing.errors import CheckpointDamagedError
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from danqing.weights.checkpoint import Checkpoint
 
@@ -90,25 +88,13 @@ def known_digests(checkpoint: Checkpoint) -> dict[str, str]:
 
 def cache_file() -> Path:
     """Return where the digests are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "danqing" / "digests.json"
+    return cache_folder() / "digests.json"
 
 
 def _read() -> dict[str, object]:
-    try:
-        table = json.loads(cache_file().read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return table if isinstance(table, dict) else {}
+    return read_table(cache_file())
 
 
 def _keep(path: Path, found: os.stat_result, digest: str) -> None:
-    """Add a digest to the cache; a cache that cannot be written is done without."""
-    table = {**_read(), str(path.resolve()): [found.st_size, found.st_mtime_ns, digest]}
-    target = cache_file()
-    with contextlib.suppress(OSError):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(dir=target.parent, suffix=".part")
-        with os.fdopen(handle, "w") as file:
-            json.dump(table, file, indent=1)
-        Path(unfinished).replace(target)
+    row = [found.st_size, found.st_mtime_ns, digest]
+    add_to_table(cache_file(), str(path.resolve()), row)

@@ -93,12 +93,20 @@ class GgufFile(TensorFile):
             raise CheckpointDamagedError(
                 "the file became shorter after it was checked", seen=f"{self.path}: {entry.name}"
             )
-        shape = (last - first, *entry.shape[1:]) if entry.shape else ()
+        return self.decode(entry, torch.from_numpy(np.asarray(data)), last - first)
+
+    def decode(self, entry: TensorEntry, data: torch.Tensor, rows: int) -> torch.Tensor:
+        """View bytes as F32, F16 or BF16; widen all others to float32."""
+        import torch
+
+        shape = (rows, *entry.shape[1:]) if entry.shape else ()
         if entry.dtype not in QUANTISED:
             kind = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-            found = torch.from_numpy(np.asarray(data)).view(kind.get(entry.dtype, torch.float64))
-            return found.reshape(shape)
-        values = _dequantise(np.asarray(data).reshape(-1, _bytes_of_row(entry)), entry.dtype)
+            dtype = kind.get(entry.dtype, torch.float64)
+            if data.data_ptr() % dtype.itemsize:
+                data = data.clone()
+            return data.view(dtype).reshape(shape)
+        values = _dequantise(data.numpy().reshape(-1, _bytes_of_row(entry)), entry.dtype)
         return torch.from_numpy(values).reshape(shape)
 
     def close(self) -> None:

@@ -31,6 +31,13 @@ BITS = {
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
+TORCH = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""PyTorch's names of the dtypes that weights come in."""
+
 
 class SafetensorsFile(TensorFile):
     """One safetensors file; its header is read and checked on first use.
@@ -70,6 +77,15 @@ class SafetensorsFile(TensorFile):
             ) from error
         whole = not tensor.ndim or (start, stop or tensor.shape[0]) == (0, tensor.shape[0])
         return tensor if whole else tensor[start:stop]
+
+    def decode(self, entry: TensorEntry, data: torch.Tensor, rows: int) -> torch.Tensor:
+        """View bytes as the tensor's own dtype."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, TORCH[entry.dtype])
+        if data.data_ptr() % dtype.itemsize:
+            data = data.clone()
+        return data.view(dtype).reshape((rows, *entry.shape[1:]) if entry.shape else ())
 
     def close(self) -> None:
         """Let go of the mapping."""

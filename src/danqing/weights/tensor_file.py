@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,6 +54,24 @@ class TensorEntry:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells a file from another of the same name, and from itself after it was written to."""
+
+    size: int
+    inode: int
+    modified: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Identity:
+        """Return the identity of what `os.stat` found."""
+        return cls(found.st_size, found.st_ino, found.st_mtime_ns)
+
+    def same_as(self, found: os.stat_result) -> bool:
+        """Say whether a file is still the one it was."""
+        return self == Identity.of(found)
+
+
 class TensorFile(ABC):
     """One file of tensors; its header is read and checked on first use.
 
@@ -74,11 +93,17 @@ class TensorFile(ABC):
         """Whatever else the header says; long lists are left out."""
         return self._header[0]
 
+    @property
+    def identity(self) -> Identity:
+        """What the file was when its header was read."""
+        return self._header[2]
+
     @cached_property
-    def _header(self) -> tuple[dict[str, object], dict[str, TensorEntry]]:
+    def _header(self) -> tuple[dict[str, object], dict[str, TensorEntry], Identity]:
         try:
             with self.path.open("rb") as file:
-                return self._parse(file)
+                identity = Identity.of(os.fstat(file.fileno()))
+                return (*self._parse(file), identity)
         except FileNotFoundError as error:
             raise CheckpointNotFoundError("there is no such file", seen=self.path) from error
         except OSError as error:
@@ -96,6 +121,24 @@ class TensorFile(ABC):
 
         Those in a dtype PyTorch has are mapped from disk: no byte is read before it is used.
         Others are widened to float32.
+        """
+
+    def span(
+        self, entry: TensorEntry, start: int = 0, stop: int | None = None
+    ) -> tuple[int, int] | None:
+        """Return the first and last byte of a tensor's rows, or None if they lie otherwise."""
+        rows = max(entry.shape[0], 1) if entry.shape else 1
+        row = entry.size_bytes // rows
+        return entry.start + start * row, entry.start + (rows if stop is None else stop) * row
+
+    @abstractmethod
+    def decode(self, entry: TensorEntry, data: torch.Tensor, rows: int) -> torch.Tensor:
+        """Return what `read` gives for some rows, from their bytes.
+
+        Args:
+            entry: the tensor.
+            data: uint8, one dimension; what is returned may share its memory.
+            rows: how many they are.
         """
 
     @abstractmethod

@@ -21,14 +21,17 @@ from danqing.models import flow
 from danqing.models.deepgen import PARTS, configs, fitted_size, language, prompts
 from danqing.models.deepgen.connector import Connector
 from danqing.models.deepgen.transformer import predict
+from danqing.models.hoisting import hoisted, modulations
 from danqing.models.kernels import choose_by_tensor
 from danqing.models.loading import Row, identity_rows
 from danqing.models.networks import (
     Network,
     NetworksModel,
     check_ids,
+    decode_flops,
     open_tokenizer,
 )
+from danqing.models.streaming import expect_passes
 from danqing.request import Request
 from danqing.weights.checkpoint import read_json
 from danqing.weights.deepgen_pt import LAYOUT as DEEPGEN_PT
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from danqing.models.base import Modules, OnBytes, OnStep
+    from danqing.models.streaming import Streaming
     from danqing.references import Reference
     from danqing.weights import Component
 
@@ -47,6 +51,10 @@ SCHEDULE: dict[str, Any] = {
 """Of SD3.5-medium, for weights that came without one."""
 DYNAMIC = {"base_tokens": 256, "max_tokens": 4096, "base_shift": 0.5, "max_shift": 1.16}
 """What the shift by resolution is computed from, where a schedule wants one."""
+TOKEN_COPIES = 24
+"""Numbers a block holds for each token and channel at its worst."""
+PIXEL_COPIES = 8
+"""Numbers the decoder holds for each pixel and channel of its last level."""
 _ONE_STEP = Request(prompt="a", num_inference_steps=1, height=32, width=32)
 
 
@@ -216,11 +224,23 @@ class DeepGenModel(NetworksModel):
             language.trim(module)
         return module
 
+    def once(self, component: str, module: torch.nn.Module) -> list[str]:
+        """Return the layers that modulate the transformer's blocks."""
+        return modulations(module) if component == "transformer" else []
+
     def build(
-        self, component: str, *, dtype: str, device: torch.device, on_bytes: OnBytes
+        self,
+        component: str,
+        *,
+        dtype: str,
+        device: torch.device,
+        on_bytes: OnBytes,
+        streaming: Streaming | None = None,
     ) -> torch.nn.Module:
         """Read one network's weights, and with the language model its tokenizer's vocabulary."""
-        module: Any = super().build(component, dtype=dtype, device=device, on_bytes=on_bytes)
+        module: Any = super().build(
+            component, dtype=dtype, device=device, on_bytes=on_bytes, streaming=streaming
+        )
         if component == "vlm":
             _ = self._tokenizer
             module.visual.patch_embed.proj = language.PatchLinear(module.visual.patch_embed.proj)
@@ -266,13 +286,59 @@ class DeepGenModel(NetworksModel):
         )
         return conditioning, ()
 
+    def activations(self, request: Request, pictures: int, itemsize: int) -> dict[str, int]:
+        """Count rows of tokens and of pixels; measured by benchmarks/predicted_peak.py."""
+        config = self.config_of("transformer")
+        width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+        pixels = (request.height or 0) * (request.width or 0)
+        told = [fitted_size(image, request) for image in request.image or ()]
+        seen = max((height * width for height, width in told), default=0)
+        text, tokens = self._tokens(request)
+        vlm = self.config_of("vlm")
+        inner = int((vlm.get("text_config") or vlm)["intermediate_size"])
+        channels = int(self.config_of("vae")["block_out_channels"][0])
+        rows = pictures * (2 if _is_guided(request) else 1)
+        return {
+            "encode": max(
+                text * inner * 6 * itemsize, seen * channels * PIXEL_COPIES * itemsize
+            ),
+            "denoise": rows * tokens * width * TOKEN_COPIES * itemsize,
+            "decode": pictures * pixels * channels * PIXEL_COPIES * itemsize,
+        }
+
+    def flops(self, request: Request, pictures: int) -> dict[str, float]:
+        """Count the products of the blocks and of attention."""
+        config = self.config_of("transformer")
+        width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+        pixels = (request.height or 0) * (request.width or 0)
+        text, tokens = self._tokens(request)
+        rows = pictures * (2 if _is_guided(request) else 1)
+        attention = 4 * int(config["num_layers"]) * width * tokens**2
+        # a block has weights of its own for words and for pictures, about as many
+        products = self.block_elements("transformer") * tokens
+        return {
+            "encode": 2 * self.block_elements("vlm") * text,
+            "denoise": rows * (products + attention),
+            "decode": pictures * decode_flops(self.config_of("vae"), pixels),
+        }
+
+    def _tokens(self, request: Request) -> tuple[int, int]:
+        """Return the tokens of the longer prompt, and those of prompt and pictures together."""
+        sizes = [fitted_size(image, request) for image in request.image or ()]
+        counts = [language.tokens_of(*one) for one in sizes]
+        texts = [request.prompt, request.negative_prompt or ""]
+        text = max(len(self._row(words, counts)) for words in texts)
+        text += int(self.config_of("connector")["num_queries"])
+        levels = len(self.config_of("vae")["block_out_channels"])
+        patch = int(self.config_of("transformer")["patch_size"]) * 2 ** (levels - 1)
+        sizes.append((request.height or 0, request.width or 0))
+        return text, text + sum(height * width // patch**2 for height, width in sizes)
+
     def conditioning_size(self, request: Request) -> int:
         """Count context and pooled vectors of both prompts, and the encodings of the pictures."""
         config = self.config_of("connector")
         sizes = [fitted_size(image, request) for image in request.image or ()]
-        counts = [language.tokens_of(*one) for one in sizes]
-        texts = [request.prompt, request.negative_prompt or ""]
-        tokens = max(len(self._row(text, counts)) for text in texts) + int(config["num_queries"])
+        tokens, _ = self._tokens(request)
         row = tokens * int(config["joint_attention_dim"]) + int(config["pooled_projection_dim"])
         latents = sum(math.prod(self._latent_shape(*one)) for one in sizes)
         return row * (2 if _is_guided(request) else 1) + 2 * latents
@@ -314,22 +380,35 @@ class DeepGenModel(NetworksModel):
         order = [row for row in (1, 0) if row < len(context)]
         rows = [row for row in order for _ in range(count)]
         guidance = request.guidance_scale or 0.0
-        for step, timestep in enumerate(scheduler.timesteps, start=1):
-            velocity = torch.stack(
-                predict(
-                    transformer,
-                    [*latents] * len(order),
-                    told * len(order),
-                    [context[row] for row in rows],
-                    pooled[torch.tensor(rows, device=device)],
-                    timestep.float().expand(len(rows)),
+        times = [timestep.float().expand(len(rows)) for timestep in scheduler.timesteps]
+        pooled_rows = pooled[torch.tensor(rows, device=device)]
+        expect_passes(transformer, len(times))
+        # 1. The layers that see only step and pooled prompt, for all steps.
+        with hoisted(
+            transformer,
+            lambda step: transformer.time_text_embed(times[step], pooled_rows),
+            embedder="time_text_embed",
+            layers=modulations(transformer),
+            steps=len(times),
+        ) as at_step:
+            # 2. The steps.
+            for step, timestep in enumerate(scheduler.timesteps):
+                at_step(step)
+                velocity = torch.stack(
+                    predict(
+                        transformer,
+                        [*latents] * len(order),
+                        told * len(order),
+                        [context[row] for row in rows],
+                        pooled_rows,
+                        times[step],
+                    )
                 )
-            )
-            if len(order) > 1:
-                away, towards = velocity.chunk(2)
-                velocity = away + guidance * (towards - away)
-            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-            latents = on_step(step, latents, velocity)
+                if len(order) > 1:
+                    away, towards = velocity.chunk(2)
+                    velocity = away + guidance * (towards - away)
+                latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+                latents = on_step(step + 1, latents, velocity)
         return latents
 
     def decode(self, modules: Modules, latents: torch.Tensor, request: Request) -> torch.Tensor:  # noqa: ARG002

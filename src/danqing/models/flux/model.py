@@ -16,19 +16,23 @@ from danqing.errors import (
 from danqing.models import flow
 from danqing.models.flux import PARTS, configs, keys, sampling
 from danqing.models.flux.positions import Positions
+from danqing.models.hoisting import hoisted, modulations
 from danqing.models.loading import Row, identity_rows, without_message
 from danqing.models.networks import (
     Network,
     NetworksModel,
     check_ids,
+    decode_flops,
     open_tokenizer,
 )
+from danqing.models.streaming import expect_passes
 from danqing.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from danqing.models.base import Modules, OnBytes, OnStep
+    from danqing.models.streaming import Streaming
     from danqing.weights import Component
 
 CLIP_TOKENS = 77
@@ -36,6 +40,10 @@ CLIP_L_HEADS = 12
 ATTENTION_BACKEND = "native"
 """diffusers' name for torch's scaled_dot_product_attention, which every device implements."""
 
+TOKEN_COPIES = 24
+"""Numbers a block holds for each token and channel at its worst."""
+PIXEL_COPIES = 8
+"""Numbers the decoder holds for each pixel and channel of its last level."""
 _CLIP_EXTRAS = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
 _T5_EXTRAS = ("decoder.", "lm_head.", "spiece_model")
 _SHOWN = 100
@@ -113,14 +121,22 @@ class FluxModel(NetworksModel):
         return reasons
 
     def build(
-        self, component: str, *, dtype: str, device: torch.device, on_bytes: OnBytes
+        self,
+        component: str,
+        *,
+        dtype: str,
+        device: torch.device,
+        on_bytes: OnBytes,
+        streaming: Streaming | None = None,
     ) -> torch.nn.Module:
         """Read one network's weights, and with a text encoder its tokenizer's vocabulary."""
         if component == "text_encoder":
             _ = self._clip_tokenizer
         elif component == "text_encoder_2":
             _ = self._t5_tokenizer
-        return super().build(component, dtype=dtype, device=device, on_bytes=on_bytes)
+        return super().build(
+            component, dtype=dtype, device=device, on_bytes=on_bytes, streaming=streaming
+        )
 
     def tensor_dtype(self, component: str, name: str, dtype: torch.dtype) -> torch.dtype:
         """Keep T5's `wo` in float32 where all else is float16."""
@@ -154,6 +170,35 @@ class FluxModel(NetworksModel):
         used = int(t5_tokens.attention_mask.sum())
         notes = (*self._truncation_note(request, used), *self._vocabulary_note(request))
         return conditioning, notes
+
+    def activations(self, request: Request, pictures: int, itemsize: int) -> dict[str, int]:
+        """Count rows of tokens and of pixels; measured by benchmarks/predicted_peak.py."""
+        config, text = self.config_of("transformer"), request.max_sequence_length or 0
+        width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+        pixels = (request.height or 0) * (request.width or 0)
+        tokens = text + pixels // self.spec.size_multiple**2
+        t5 = self.config_of("text_encoder_2")
+        channels = int(self.config_of("vae")["block_out_channels"][0])
+        return {
+            "encode": text * int(t5["d_ff"]) * 4 * itemsize,
+            "denoise": pictures * tokens * width * TOKEN_COPIES * itemsize,
+            "decode": pictures * pixels * channels * PIXEL_COPIES * itemsize,
+        }
+
+    def flops(self, request: Request, pictures: int) -> dict[str, float]:
+        """Count the products of the blocks and of attention."""
+        config, text = self.config_of("transformer"), request.max_sequence_length or 0
+        width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+        pixels = (request.height or 0) * (request.width or 0)
+        image = pixels // self.spec.size_multiple**2
+        blocks = int(config["num_layers"]) + int(config["num_single_layers"])
+        attention = 4 * blocks * width * (text + image) ** 2
+        products = 2 * self.block_elements("transformer") * (text + image)
+        return {
+            "encode": 2 * self.block_elements("text_encoder_2") * text,
+            "denoise": pictures * (products + attention),
+            "decode": pictures * decode_flops(self.config_of("vae"), pixels),
+        }
 
     def conditioning_size(self, request: Request) -> int:
         """Count prompt embeds and pooled embeds."""
@@ -200,11 +245,31 @@ class FluxModel(NetworksModel):
             "img_ids": image_ids.to(device),
             "return_dict": False,
         }
-        for step, timestep in enumerate(scheduler.timesteps, start=1):
-            time = timestep.expand(count).to(latents.dtype) / 1000
-            velocity = transformer(hidden_states=latents, timestep=time, **constant)[0]
-            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-            latents = on_step(step, latents, velocity)
+        times = [one.expand(count).to(latents.dtype) / 1000 for one in scheduler.timesteps]
+        scales = [scale for scale in (constant["guidance"],) if scale is not None]
+
+        def embed(step: int) -> torch.Tensor:
+            seen = [(one.to(latents.dtype) * 1000) for one in (times[step], *scales)]
+            embedded: torch.Tensor = transformer.time_text_embed(
+                *seen, constant["pooled_projections"]
+            )
+            return embedded
+
+        expect_passes(transformer, len(times))
+        # 1. The layers that see only step, guidance and pooled prompt, for all steps.
+        with hoisted(
+            transformer,
+            embed,
+            embedder="time_text_embed",
+            layers=modulations(transformer),
+            steps=len(times),
+        ) as at_step:
+            # 2. The steps.
+            for step, timestep in enumerate(scheduler.timesteps):
+                at_step(step)
+                velocity = transformer(hidden_states=latents, timestep=times[step], **constant)[0]
+                latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+                latents = on_step(step + 1, latents, velocity)
         return sampling.unpack(latents, height, width)
 
     def decode(self, modules: Modules, latents: torch.Tensor, request: Request) -> torch.Tensor:  # noqa: ARG002
@@ -230,6 +295,10 @@ class FluxModel(NetworksModel):
             "transformer": Network(_make_transformer, self._transformer_rows),
             "vae": Network(_make_vae, self._vae_rows),
         }
+
+    def once(self, component: str, module: torch.nn.Module) -> list[str]:
+        """Return the layers that modulate the transformer's blocks."""
+        return modulations(module) if component == "transformer" else []
 
     def config_of(self, component: str) -> Mapping[str, Any]:
         """Return the config that came with a network, or else what its shapes tell of it."""

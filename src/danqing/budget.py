@@ -1,0 +1,228 @@
+"""How much memory each way of placing the weights takes, and which of those that fit is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from danqing.rates import Rates
+
+Placement = Literal["resident", "staged", "streamed"]
+"""`resident`: everything stays on the device. `staged`: each stage's components are read when it
+begins and dropped when it ends. `streamed`: so, and of the large ones the blocks come and go while
+they are computed."""
+
+RING_UNITS = (3.0, 2.5, 2.0, 1.5, 1.0)
+"""How many of its largest blocks the memory for streaming may hold; with 1 nothing overlaps."""
+READ_COST = 0.1e-9
+"""Seconds of arithmetic lost for each byte read beside it (benchmarks/README.md)."""
+HIDDEN = 0.7
+"""Share of a step's arithmetic that reading may take, so that it stays hidden when disks waver."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """What is streamed together: its name, its bytes on disk and on the device."""
+
+    name: str
+    disk: int
+    bytes: int
+    once: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One component as the budget sees it.
+
+    Attributes:
+        name: of the component.
+        bytes: of all its weights where they are computed.
+        blocks: what of it can be streamed, in order.
+        extra: bytes that are needed beside them while it is read whole.
+    """
+
+    name: str
+    bytes: int
+    blocks: tuple[Block, ...] = ()
+    extra: int = 0
+
+    @property
+    def rest(self) -> int:
+        """Bytes that stay while the blocks are streamed."""
+        return self.bytes - sum(block.bytes for block in self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a run will do, as far as memory and time depend on it.
+
+    Attributes:
+        stages: names of the components of each stage, in order.
+        activations: bytes of each stage beside weights.
+        flops: operations of each stage; of `denoise` for one step.
+        steps: of denoising.
+        base: bytes of the process before anything is loaded; 0 where they are not the device's.
+    """
+
+    stages: Mapping[str, tuple[str, ...]]
+    activations: Mapping[str, int]
+    flops: Mapping[str, float]
+    steps: int
+    base: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrangement:
+    """One way of placing the weights.
+
+    Attributes:
+        placement: which.
+        streamed: of each streamed component, the names of the blocks that stay.
+        ring: bytes that blocks are read into.
+        kept: components that stay from picture to picture.
+        peaks: bytes of each stage at its worst.
+    """
+
+    placement: Placement
+    streamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ring: int = 0
+    kept: tuple[str, ...] = ()
+    peaks: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the worst stage."""
+        return max(self.peaks.values())
+
+    @property
+    def worst(self) -> str:
+        """The stage that needs the most."""
+        return max(self.peaks, key=lambda stage: self.peaks[stage])
+
+
+def resident(parts: Mapping[str, Part], work: Work) -> Arrangement:
+    """Everything stays; the worst is the last stage, when all has been read."""
+    total = sum(part.bytes for part in parts.values())
+    extra = max(part.extra for part in parts.values())
+    peaks = {
+        stage: work.base + total + max(work.activations[stage], extra) for stage in work.stages
+    }
+    return Arrangement(placement="resident", kept=tuple(parts), peaks=peaks)
+
+
+def staged(parts: Mapping[str, Part], work: Work, limit: int = 0) -> Arrangement:
+    """Each stage's components are there while it lasts, and some longer if there is room."""
+    peaks = {}
+    for stage, names in work.stages.items():
+        weights = sum(parts[name].bytes for name in names)
+        extra = max(parts[name].extra for name in names)
+        peaks[stage] = work.base + weights + max(work.activations[stage], extra)
+    return _keeping(Arrangement(placement="staged", peaks=peaks), parts, work, limit)
+
+
+def streamings(
+    parts: Mapping[str, Part], work: Work, limit: int, rates: Rates | None, *, all_of_it: bool
+) -> Iterator[Arrangement]:
+    """Yield ways of streaming what is too large for a stage, the best first.
+
+    Args:
+        parts: by name.
+        work: what will be done.
+        limit: bytes.
+        rates: of this machine; None where reading is always slower than keeping.
+        all_of_it: stream whatever can be, even if it would fit.
+    """
+    chosen = [
+        name
+        for stage, names in work.stages.items()
+        for name in names
+        if parts[name].blocks
+        and (all_of_it or staged(parts, work).peaks[stage] > limit)
+        and _is_large(parts, names, name)
+    ]
+    chosen = list(dict.fromkeys(chosen))
+    if not chosen:
+        return
+    largest = max(block.disk for name in chosen for block in parts[name].blocks)
+    for units in RING_UNITS:
+        ring = int(units * largest)
+        plain = _streaming(parts, work, dict.fromkeys(chosen, ()), ring)
+        stay: dict[str, tuple[str, ...]] = dict.fromkeys(chosen, ())
+        room = limit - plain.peaks["denoise"]
+        if "transformer" in stay:
+            stay["transformer"] = staying(parts["transformer"], work, room, rates)
+        yield _keeping(_streaming(parts, work, stay, ring), parts, work, limit)
+
+
+def _is_large(parts: Mapping[str, Part], names: Sequence[str], name: str) -> bool:
+    """Say whether a component is worth streaming: not the small ones beside a large one."""
+    return 4 * parts[name].bytes > max(parts[other].bytes for other in names)
+
+
+def _streaming(
+    parts: Mapping[str, Part], work: Work, stay: Mapping[str, tuple[str, ...]], ring: int
+) -> Arrangement:
+    held = {name: _held(part, stay) for name, part in parts.items()}
+    peaks = {}
+    for stage, names in work.stages.items():
+        extra = max([0, *(parts[name].extra for name in names if name not in stay)])
+        peaks[stage] = (
+            work.base
+            + ring
+            + sum(held[name] for name in names)
+            + max(work.activations[stage], extra)
+        )
+    return Arrangement(placement="streamed", streamed=stay, ring=ring, peaks=peaks)
+
+
+def _held(part: Part, stay: Mapping[str, tuple[str, ...]]) -> int:
+    """Return the bytes of a component that are there as long as it is loaded."""
+    if part.name not in stay:
+        return part.bytes
+    here = set(stay[part.name])
+    return part.rest + sum(block.bytes for block in part.blocks if block.name in here)
+
+
+def _keeping(
+    found: Arrangement, parts: Mapping[str, Part], work: Work, limit: int
+) -> Arrangement:
+    """Let components that are needed for every picture stay, if there is room for them."""
+    for name in ("transformer", "vae"):
+        held = _held(parts[name], found.streamed)
+        peaks = {
+            stage: peak + (0 if name in work.stages[stage] else held)
+            for stage, peak in found.peaks.items()
+        }
+        if max(peaks.values()) <= limit:
+            found = replace(found, peaks=peaks, kept=(*found.kept, name))
+    return found
+
+
+def staying(part: Part, work: Work, room: int, rates: Rates | None) -> tuple[str, ...]:
+    """Choose the blocks that stay, spread evenly over the step.
+
+    As many as there is room for; but on a machine that reads while it computes, only so many that
+    reading the others hides behind the arithmetic, if filling memory takes longer than it saves.
+    """
+    blocks = [block for block in part.blocks if not block.once]
+    each = max(block.bytes for block in blocks)
+    most = min(len(blocks), max(0, room // each))
+    count = most
+    if rates is not None:
+        count = min(range(most + 1), key=lambda n: _seconds(blocks, n, work, rates))
+    if not count:
+        return ()
+    return tuple(blocks[i * len(blocks) // count].name for i in range(count))
+
+
+def _seconds(blocks: Sequence[Block], count: int, work: Work, rates: Rates) -> float:
+    """Estimate what keeping `count` blocks costs and saves in a run, in seconds."""
+    share = count / len(blocks)
+    kept = share * sum(block.bytes for block in blocks)
+    streamed = (1 - share) * sum(block.disk for block in blocks)
+    computing = work.flops["denoise"] / rates.matmul_flops
+    stall = max(0.0, streamed / rates.read_bytes - HIDDEN * computing)
+    return kept / rates.fill_bytes + work.steps * (stall + streamed * READ_COST)

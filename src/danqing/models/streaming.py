@@ -1,0 +1,407 @@
+"""Networks whose blocks are read from disk while those before them are computed.
+
+A block's bytes are read into a ring of memory that is used again and again, and its parameters are
+views of that memory until the next block is wanted. The order is known, so reading runs ahead of
+the arithmetic as far as the ring is long, and from the last block of a step to the first of the
+next. The numbers are those of the files, so a picture is the same bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from danqing.models.loading import changed, place
+from danqing.weights.ranges import RangeReader, lay_out
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from danqing.devices import Device
+    from danqing.models.loading import Piece
+    from danqing.weights import Component
+    from danqing.weights.ranges import Layout, Reading, Span
+
+
+_STREAMED = "_danqing_streamed"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is read together: a block, or a layer that is needed once in a run.
+
+    Attributes:
+        name: its path in the network.
+        tensors: paths of its tensors.
+        elements: numbers in them.
+        once: it is needed before the first step only.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    elements: int
+    once: bool = False
+
+
+def units_of(module: torch.nn.Module, once: Sequence[str] = ()) -> list[Unit]:
+    """Return what can be streamed of a network: the layers needed once, then its blocks in order.
+
+    Blocks are the elements of the outermost lists of layers; what lies outside of them is small.
+
+    Args:
+        module: the network.
+        once: paths of layers that are needed once in a run.
+    """
+    early = {name: _tensors(module.get_submodule(name), name) for name in once}
+    units = [_unit(name, tensors, once=True) for name, tensors in early.items()]
+    taken = {tensor for unit in units for tensor in unit.tensors}
+    for name, block in _blocks(module):
+        tensors = _tensors(block, name)
+        units.append(_unit(name, {n: c for n, c in tensors.items() if n not in taken}))
+    return units
+
+
+def _unit(name: str, tensors: Mapping[str, int], *, once: bool = False) -> Unit:
+    return Unit(name, tuple(tensors), sum(tensors.values()), once)
+
+
+def _blocks(module: torch.nn.Module, prefix: str = "") -> list[tuple[str, torch.nn.Module]]:
+    found = []
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        if isinstance(child, torch.nn.ModuleList):
+            found += [(f"{path}.{number}", block) for number, block in enumerate(child)]
+        else:
+            found += _blocks(child, f"{path}.")
+    return found
+
+
+def _tensors(module: torch.nn.Module, name: str) -> dict[str, int]:
+    return {f"{name}.{path}": tensor.numel() for path, tensor in module.state_dict().items()}
+
+
+def spans_of(component: Component, pieces: Sequence[Piece]) -> list[Span] | None:
+    """Return the bytes of tensors, or None if one of them is no plain range of a file."""
+    spans = [component.span(piece.source, piece.start, piece.stop) for piece in pieces]
+    known = [span for span in spans if span is not None]
+    return known if len(known) == len(spans) else None
+
+
+class Ring:
+    """Memory that is handed out and taken back in the same order."""
+
+    def __init__(self, size: int, device: Device) -> None:
+        """Take memory that can be read into directly, and that the device can copy from.
+
+        Args:
+            size: in bytes; at least the largest unit.
+            device: where its contents go.
+        """
+        self.bytes: torch.Tensor = device.staging(size)
+        self.view = memoryview(self.bytes.numpy())
+        self._live: deque[tuple[int, int]] = deque()
+        self._owner: Streamed | None = None
+
+    def __len__(self) -> int:
+        """Bytes."""
+        return len(self.view)
+
+    def take(self, size: int) -> int | None:
+        """Return the first byte of `size` free ones, or None if there are not so many."""
+        start = 0
+        if self._live:
+            first, last = self._live[0][0], self._live[-1][1]
+            start = last
+            if last > first:
+                if size > len(self) - last:
+                    start = 0
+                    if size >= first:
+                        return None
+            elif last + size >= first:
+                return None
+        elif size > len(self):
+            return None
+        self._live.append((start, start + size))
+        return start
+
+    def give_back(self) -> None:
+        """Take back what was handed out first."""
+        self._live.popleft()
+
+    def lend(self, owner: Streamed | None) -> None:
+        """Give the whole ring to one network; the one that had it stops reading."""
+        if self._owner is not owner:
+            if self._owner is not None:
+                self._owner.stop()
+            self._owner = owner
+
+
+@dataclass
+class _Coming:
+    """A unit that is being read, and where its bytes go."""
+
+    index: int
+    reading: Reading
+    start: int
+    ready: Future[list[torch.Tensor]] | None = None
+
+
+@dataclass
+class Source:
+    """Where the tensors of a network come from and what they become.
+
+    Attributes:
+        component: the weights.
+        pieces: of each tensor by its path.
+        dtype_of: what each is wanted in.
+        device: where they are wanted.
+    """
+
+    component: Component
+    pieces: Mapping[str, Piece]
+    dtype_of: Callable[[str], torch.dtype]
+    device: Device
+
+    def decode(self, tensor: str, data: torch.Tensor) -> torch.Tensor:
+        """Make a tensor, on the device, of its bytes."""
+        piece = self.pieces[tensor]
+        found = self.component.decode(piece.source, data, piece.start, piece.stop)
+        return place(
+            changed(found, piece.change), self.dtype_of(tensor), self.device.torch_device
+        )
+
+
+@dataclass
+class _Planned:
+    """A unit with its place in files and in the network."""
+
+    unit: Unit
+    layout: Layout
+    spans: Sequence[Span]
+    parameters: list[torch.Tensor] = field(default_factory=list)
+    empty: list[torch.Tensor] = field(default_factory=list)
+
+
+class Streamed:
+    """The part of one network that comes and goes.
+
+    Attributes:
+        waited: seconds that the arithmetic waited for the disk.
+        read_bytes: read so far.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        source: Source,
+        units: Sequence[Unit],
+        ring: Ring,
+        reader: RangeReader,
+    ) -> None:
+        """Watch for the layers that need a unit; nothing is read yet.
+
+        Args:
+            module: with placeholders in the places of the units' tensors.
+            source: where these come from.
+            units: in the order in which they are needed.
+            ring: memory, which may be other networks' too.
+            reader: of the files.
+        """
+        self._source = source
+        self._ring = ring
+        self._reader = reader
+        self._bound: int | None = None
+        self._coming: deque[_Coming] = deque()
+        self._passes = 1
+        self._planned = [self._plan(module, unit) for unit in units]
+        self._first = next((i for i, unit in enumerate(units) if not unit.once), 0)
+        own_memory = source.device.shares_host_memory()
+        self._uploader = None if own_memory else ThreadPoolExecutor(1, "danqing-upload")
+        for index, unit in enumerate(units):
+            for path in dict.fromkeys(name.rpartition(".")[0] for name in unit.tensors):
+                hook = partial(self._before, index)
+                module.get_submodule(path).register_forward_pre_hook(hook)
+
+    def _plan(self, module: torch.nn.Module, unit: Unit) -> _Planned:
+        pieces = [self._source.pieces[name] for name in unit.tensors]
+        spans = spans_of(self._source.component, pieces) or []
+        parameters = [_tensor_at(module, name) for name in unit.tensors]
+        empty = [parameter.data for parameter in parameters]
+        return _Planned(unit, lay_out(spans), spans, parameters, empty)
+
+    def expect(self, passes: int) -> None:
+        """Say how often the network will be computed, so that reading goes on from end to start."""
+        self._passes = passes
+
+    def stop(self) -> None:
+        """Let go of what is there and of what is under way."""
+        self._unbind()
+        while self._coming:
+            coming = self._coming.popleft()
+            for one in (coming.ready, coming.reading):
+                _settle(one)
+            self._ring.give_back()
+
+    def close(self) -> None:
+        """Stop, and end the thread that copies."""
+        self.stop()
+        if self._uploader is not None:
+            self._uploader.shutdown()
+
+    # --- one unit after the other ------------------------------------------------------------
+
+    def _before(self, index: int, module: torch.nn.Module, given: Any) -> None:  # noqa: ARG002
+        if index != self._bound:
+            self._bind(index)
+
+    def _bind(self, index: int) -> None:
+        """Put a unit's tensors in their places, and begin to read those that come after it."""
+        self._ring.lend(self)
+        self._unbind()
+        if not self._coming or self._coming[0].index != index:
+            self.stop()
+            self._begin(index)
+        self._read_ahead()
+        coming = self._coming[0]
+        try:
+            tensors = self._decoded(coming) if coming.ready is None else coming.ready.result()
+        except BaseException:
+            self.stop()
+            raise
+        for parameter, tensor in zip(self._planned[index].parameters, tensors, strict=True):
+            self._source.device.adopt(tensor)
+            parameter.data = tensor
+        self._coming.popleft()
+        self._bound = index
+
+    def _unbind(self) -> None:
+        if self._bound is None:
+            return
+        planned = self._planned[self._bound]
+        for parameter, empty in zip(planned.parameters, planned.empty, strict=True):
+            parameter.data = empty
+        self._bound = None
+        self._ring.give_back()
+
+    def _read_ahead(self) -> None:
+        index = self._coming[-1].index
+        while True:
+            index += 1
+            if index == len(self._planned):
+                if self._passes <= 1:
+                    return
+                index = self._first
+            if not self._begin(index):
+                return
+
+    def _begin(self, index: int) -> bool:
+        """Start reading a unit, if the ring has room for it."""
+        planned = self._planned[index]
+        start = self._ring.take(planned.layout.size)
+        if start is None:
+            return False
+        if self._coming and index <= self._coming[-1].index:
+            self._passes -= 1
+        memory = self._ring.view[start : start + planned.layout.size]
+        coming = _Coming(index, self._reader.start(planned.layout, memory), start)
+        if self._uploader is not None:
+            coming.ready = self._uploader.submit(self._upload, coming)
+        self._coming.append(coming)
+        return True
+
+    def _upload(self, coming: _Coming) -> list[torch.Tensor]:
+        with self._source.device.uploading(), torch.no_grad():
+            return self._decoded(coming)
+
+    def _decoded(self, coming: _Coming) -> list[torch.Tensor]:
+        coming.reading.wait()
+        planned = self._planned[coming.index]
+        found = []
+        for name, span, offset in zip(
+            planned.unit.tensors, planned.spans, planned.layout.places, strict=True
+        ):
+            first = coming.start + offset
+            data = self._ring.bytes[first : first + span.stop - span.start]
+            found.append(self._source.decode(name, data))
+        return found
+
+
+@dataclass
+class Streaming:
+    """What networks need to be streamed; one for an engine.
+
+    Attributes:
+        device: where the blocks are computed.
+        ring: memory that they are read into.
+        reader: of the files.
+        resident: names of the units that stay.
+        streamed: by component.
+    """
+
+    device: Device
+    ring: Ring
+    reader: RangeReader
+    resident: Collection[str] = ()
+    streamed: dict[str, Streamed] = field(default_factory=dict)
+
+    def attach(
+        self, component: str, module: torch.nn.Module, source: Source, units: Sequence[Unit]
+    ) -> None:
+        """Let a network's units come and go."""
+        self.streamed[component] = Streamed(module, source, units, self.ring, self.reader)
+        setattr(module, _STREAMED, self.streamed[component])
+
+    def read(self, component: Component, piece: Piece) -> torch.Tensor | None:
+        """Return a tensor's rows as `Component.read` does, read and not mapped.
+
+        The ring's memory is lent for it until the next call; None if it does not fit in there.
+        """
+        spans = spans_of(component, [piece])
+        if spans is None or lay_out(spans).size > len(self.ring):
+            return None
+        layout = lay_out(spans)
+        self.ring.lend(None)
+        self.reader.start(layout, self.ring.view[: layout.size]).wait()
+        first = layout.places[0]
+        data = self.ring.bytes[first : first + spans[0].stop - spans[0].start]
+        return component.decode(piece.source, data, piece.start, piece.stop)
+
+    def detach(self, component: str) -> None:
+        """Let go of a network that is dropped."""
+        if component in self.streamed:
+            self.streamed.pop(component).close()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for name in list(self.streamed):
+            self.detach(name)
+        self.reader.close()
+
+
+def _tensor_at(module: torch.nn.Module, name: str) -> torch.Tensor:
+    owner, _, leaf = name.rpartition(".")
+    tensor: torch.Tensor = getattr(module.get_submodule(owner), leaf)
+    return tensor
+
+
+def _settle(one: Any) -> None:
+    """Wait for something whose outcome no longer matters; its memory is used again."""
+    if one is None:
+        return
+    try:
+        one.wait() if hasattr(one, "wait") else one.result()
+    except Exception:  # noqa: BLE001, S110 - what it was read for has failed already, or ended
+        pass
+
+
+def expect_passes(module: torch.nn.Module, passes: int) -> None:
+    """Say how often a network will be computed, if it is one that is streamed."""
+    streamed: Streamed | None = getattr(module, _STREAMED, None)
+    if streamed is not None:
+        streamed.expect(passes)
