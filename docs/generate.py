@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 HEAD = "<!-- Written by docs/generate.py from the code; do not edit. -->\n\n"
 COMMANDS = (
-    "generate", "edit", "eval-set", "models", "check", "convert", "pull", "show", "trace",
+    "generate", "edit", "plan", "eval-set", "models", "check", "convert", "pull", "show", "trace",
     "verify determinism", "verify parity", "verify invariance", "verify traces", "report",
     "rehearse", "doctor",
 )  # fmt: skip

@@ -49,6 +49,7 @@ def open(  # noqa: A001
     device: str = "auto",
     dtype: str = "auto",
     placement: str = "auto",
+    memory: int | None = None,
     attention: str = "auto",
     deterministic: bool = False,
     compile_with: str = "off",
@@ -64,8 +65,11 @@ def open(  # noqa: A001
             files; `pocket` is the small model that comes with danqing.
         device: `auto`, `cpu`, `cuda[:i]`, `npu[:i]`, `xpu[:i]` or `mps`.
         dtype: `auto`, `bfloat16`, `float16` or `float32`.
-        placement: `auto`; `resident`: all weights stay on the device; or `staged`: each stage's are
-            read when it begins and leave when it ends.
+        placement: `auto`; `resident`: all weights stay on the device; `staged`: each stage's are
+            read when it begins and leave when it ends; or `streamed`: so, and the blocks of the
+            large ones are read while they are computed.
+        memory: bytes that a run may take: of the device, or on a CPU of the process; left out,
+            nine tenths of what is free.
         attention: `auto`: the kernel torch prefers; or `math`, `flash`, `efficient`, `cudnn`; on an
             NPU also `npu` or `mindie`.
         deterministic: compute with kernels only that give the same bits again, even if slower.
@@ -91,6 +95,7 @@ def open(  # noqa: A001
         device=device,
         dtype=dtype,
         placement=placement,
+        memory=memory,
         attention=attention,
         deterministic=deterministic,
         compile_with=compile_with,

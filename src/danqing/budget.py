@@ -133,7 +133,7 @@ def streamings(
         work: what will be done.
         limit: bytes.
         rates: of this machine; None where reading is always slower than keeping.
-        all_of_it: stream whatever can be, even if it would fit.
+        all_of_it: stream whatever can be, even if it would fit; nothing stays.
     """
     chosen = [
         name
@@ -152,7 +152,7 @@ def streamings(
         plain = _streaming(parts, work, dict.fromkeys(chosen, ()), ring)
         stay: dict[str, tuple[str, ...]] = dict.fromkeys(chosen, ())
         room = limit - plain.peaks["denoise"]
-        if "transformer" in stay:
+        if "transformer" in stay and not all_of_it:
             stay["transformer"] = staying(parts["transformer"], work, room, rates)
         yield _keeping(_streaming(parts, work, stay, ring), parts, work, limit)
 
@@ -186,9 +186,7 @@ def _held(part: Part, stay: Mapping[str, tuple[str, ...]]) -> int:
     return part.rest + sum(block.bytes for block in part.blocks if block.name in here)
 
 
-def _keeping(
-    found: Arrangement, parts: Mapping[str, Part], work: Work, limit: int
-) -> Arrangement:
+def _keeping(found: Arrangement, parts: Mapping[str, Part], work: Work, limit: int) -> Arrangement:
     """Let components that are needed for every picture stay, if there is room for them."""
     for name in ("transformer", "vae"):
         held = _held(parts[name], found.streamed)

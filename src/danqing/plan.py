@@ -401,11 +401,9 @@ class _Fitting:
         """
         allowed = ("auto", *get_args(Placement))
         if asked not in allowed:
-            raise RequestError(
-                "there is no such placement", seen=asked, allowed=", ".join(allowed)
-            )
+            raise RequestError("there is no such placement", seen=asked, allowed=", ".join(allowed))
         limit = math.inf if self.limit is None else self.limit
-        tried = []
+        tried: list[Arrangement] = []
         for found in self._arrangements(asked):
             if found.peak <= limit:
                 return found, self._reason(found, asked, tried)
@@ -450,7 +448,7 @@ class _Fitting:
         hint = (
             f"--placement {fits[0].placement} would take {size(fits[0].peak)}"
             if fits
-            else f"--memory {least.peak / GIB + 0.05:.1f}GiB would do; or a smaller picture or dtype"
+            else f"--memory {least.peak / GIB + 0.05:.1f}GiB would do; or a smaller picture"
         )
         return DoesNotFitError(
             f"it does not fit on {self._device.name}",

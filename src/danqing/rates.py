@@ -11,8 +11,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from danqing.cache import add_to_table, cache_folder, read_table
-from danqing.weights.ranges import RangeReader, Span, lay_out
+from danqing.weights.cache import add_to_table, cache_folder, read_table
+from danqing.weights.ranges import RangeReader, Span, as_memory, lay_out
 from danqing.weights.tensor_file import Identity
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _read_rate(device: Device, file: Path) -> float:
     memory.zero_()  # so that not the first touch of the memory is measured
     reader = RangeReader(direct=True)
     start = time.perf_counter()
-    reader.start(layout, memoryview(memory.numpy())).wait()
+    reader.start(layout, as_memory(memory)).wait()
     seconds = time.perf_counter() - start
     reader.close()
     return size / seconds

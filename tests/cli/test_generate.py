@@ -147,6 +147,7 @@ def test_a_dry_run_touches_no_weights_and_writes_nothing(tmp_path: Path) -> None
     toys.write_t5_tokenizer(folder / "t5")
     before = sorted(tmp_path.rglob("*"))
     arguments = ("-m", folder, "--dry-run", "--size", "1000x500", "--dtype", "bfloat16")
+    arguments += ("--memory", "8GiB")
     result = invoke("generate", "a cat", *arguments, "--device", "cpu", "--json")
     row = json.loads(result.stdout)
     assert row["request"]["height"] == 496
@@ -160,7 +161,9 @@ def test_a_dry_run_touches_no_weights_and_writes_nothing(tmp_path: Path) -> None
     assert sizes["transformer"] == 2 * 11_901_408_320
     assert sizes["text_encoder_2"] == 2 * 4_762_310_656
     assert "shifted by resolution" in row["plan"]["assumptions"][0]
-    assert "31.27 GiB mapped from disk" in row["plan"]["placement_reason"]
+    assert row["plan"]["placement"] == "streamed"
+    assert "resident would take 3" in row["plan"]["placement_reason"]
+    assert row["plan"]["limit_bytes"] == 8 * 2**30 >= max(row["plan"]["peak_bytes"].values())
     assert sorted(tmp_path.rglob("*")) == before
     assert (
         "would paint 992x496, 50 steps, seed random, guidance 3.5"

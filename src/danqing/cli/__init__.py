@@ -180,6 +180,7 @@ def eval_set(
     device: Annotated[str, typer.Option(metavar="NAME", help="As in generate.")] = "auto",
     dtype: Annotated[str, typer.Option(metavar="NAME", help="As in generate.")] = "auto",
     placement: Annotated[str, typer.Option(metavar="NAME", help="As in generate.")] = "auto",
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="As in generate.")] = None,
     known: Annotated[bool, typer.Option("--list", help="List the benchmarks.")] = False,
     json_report: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress.")] = False,
@@ -213,6 +214,7 @@ def eval_set(
             device=device,
             dtype=dtype,
             placement=placement,
+            memory=memory,
             quiet=quiet,
             settings={key: value for key, value in settings.items() if value is not None},
         )
@@ -226,6 +228,25 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no p
 RequireFlag = Annotated[
     str, typer.Option(metavar="RUNG", help="identical: exit with 1 if it is not; or any.")
 ]
+
+
+@app.command()
+@probing_options
+@_guarded
+def plan(
+    prompt: Annotated[
+        str, typer.Argument(metavar="[PROMPT]", help="What the picture would show.")
+    ] = "a picture",
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures computed together.")] = 1,
+    device: DeviceFlag = "auto",
+    json_report: JsonFlag = False,
+    **given: Any,
+) -> None:
+    """Say what a run would do, and why: placement, memory, time. Nothing is loaded."""
+    from danqing.cli import planning
+    from danqing.cli.verify import trace_job
+
+    planning.run(trace_job(prompt, device, given), batch=batch, as_json=json_report)
 
 
 @app.command()

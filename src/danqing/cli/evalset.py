@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danqing.cli.generate import Opening, Printer, open_engine, open_weights, read_components
+from danqing.cli.generate import (
+    Opening,
+    Printer,
+    open_engine,
+    open_weights,
+    read_components,
+    read_memory,
+)
 from danqing.cli.progress import make_listener
 from danqing.errors import RequestError
 from danqing.evalsets import PROTOCOLS, paint_set
@@ -35,6 +42,7 @@ class EvalJob:
     device: str
     dtype: str
     placement: str
+    memory: str | None
     quiet: bool
     settings: Mapping[str, Any]
 
@@ -70,6 +78,7 @@ def run(job: EvalJob) -> None:
         dtype=job.dtype,
         components=components,
         placement=job.placement,
+        memory=read_memory(job.memory),
     )
 
     def said(number: int, total: int, there: bool) -> None:

@@ -7,7 +7,7 @@ import gc
 import json
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from danqing.errors import (
 from danqing.models import identify
 from danqing.pictures import check_target, fill_template, read_record
 from danqing.plan import ATTENTION
+from danqing.quantities import parse_size
 from danqing.request import Request, request_from_record
 from danqing.weights import POCKET, Checkpoint, open_checkpoint
 
@@ -54,6 +55,7 @@ class Job:
     device: str | None
     dtype: str | None
     placement: str | None
+    memory: str | None
     attention: str | None
     deterministic: bool
     compile_with: str | None
@@ -96,6 +98,9 @@ class Opening:
     dtype: str
     components: Mapping[str, str]
     placement: str = "auto"
+    memory: int | None = None
+    planned_for: Request | None = None
+    batch: int = 1
     attention: str = "auto"
     deterministic: bool = False
     compile_with: str = "off"
@@ -120,6 +125,7 @@ def _run(job: Job) -> None:
     for target in targets:
         check_target_of(spec, target)
     _check_effect(job, targets)
+    opening = planned_for(opening, spec, targets)
     with open_engine(checkpoint, opening) as engine:
         say = Printer(quiet=job.quiet, as_json=job.json_lines)
         say.plan(engine)
@@ -154,6 +160,35 @@ def open_weights(place: str, components: Mapping[str, str], *, allow_pt: bool) -
     return open_checkpoint(place, components, allow_pt=allow_pt)
 
 
+def planned_for(opening: Opening, spec: ModelSpec, targets: Sequence[Target]) -> Opening:
+    """Plan for the largest of the pictures, so that memory is enough for all of them."""
+    if not targets:
+        return opening
+
+    def pixels(target: Target) -> int:
+        request, _ = spec.resolve(target.request)
+        together = min(target.batch, request.num_images_per_prompt)
+        return together * (request.height or 0) * (request.width or 0)
+
+    largest = max(targets, key=pixels)
+    together = min(largest.batch, largest.request.num_images_per_prompt)
+    return replace(opening, planned_for=largest.request, batch=together)
+
+
+def read_memory(text: str | None) -> int | None:
+    """Return the bytes that `--memory` names.
+
+    Raises:
+        RequestError: it names none.
+    """
+    if text is None:
+        return None
+    found = parse_size(text)
+    if not found:
+        raise RequestError("--memory names no size", seen=text, allowed="8GiB, 12000MB, ...")
+    return found
+
+
 def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
     """Open the engine; imports torch, transformers and diffusers.
 
@@ -170,6 +205,9 @@ def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
             device=opening.device,
             dtype=opening.dtype,
             placement=opening.placement,
+            memory=opening.memory,
+            planned_for=opening.planned_for,
+            batch=opening.batch,
             attention=opening.attention,
             deterministic=opening.deterministic,
             compile_with=opening.compile_with,
@@ -199,6 +237,7 @@ def _plain(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]
             dtype=job.dtype or "auto",
             components=read_components(job.components),
             placement=job.placement or "auto",
+            memory=read_memory(job.memory),
             attention=job.attention or "auto",
             deterministic=job.deterministic,
             compile_with=job.compile_with or "off",
@@ -327,6 +366,7 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         dtype=job.dtype or dtype,
         components={**components, **read_components(job.components)},
         placement=job.placement or "auto",
+        memory=read_memory(job.memory),
         attention=job.attention or attention,
         deterministic=job.deterministic or deterministic,
         compile_with=job.compile_with or compiled,

@@ -110,8 +110,17 @@ def _flags(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="auto, resident (all weights stay on the device) or staged (each stage's are "
-            "read when it begins and leave when it ends).  [default: auto]",
+            help="auto, resident (all weights stay on the device), staged (each stage's are read "
+            "when it begins and leave when it ends) or streamed (so, and the blocks of the large "
+            "ones are read while they are computed).  [default: auto]",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="What the run may take: of the device, or on a CPU of the process: 8GiB, "
+            "12000MB.  [default: nine tenths of what is free]",
         ),
     ] = None,
     attention: Annotated[
@@ -184,6 +193,7 @@ def _probing_flags(
     placement: Annotated[
         str, typer.Option(metavar="NAME", help="As in generate.  [default: auto]")
     ] = "auto",
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="As in generate.")] = None,
     attention: Annotated[
         str, typer.Option(metavar="NAME", help="As in generate.  [default: auto]")
     ] = "auto",

@@ -11,7 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danqing.cli.generate import Opening, Printer, open_engine, open_weights, read_components
+from danqing.cli.generate import (
+    Opening,
+    Printer,
+    open_engine,
+    open_weights,
+    read_components,
+    read_memory,
+)
 from danqing.cli.options import setting_names
 from danqing.cli.verdicts import (
     comparison_lines,
@@ -54,6 +61,7 @@ SAMPLE = 4096
 SWITCHES: tuple[dict[str, Any], ...] = (
     {"placement": "resident"},
     {"placement": "staged"},
+    {"placement": "streamed"},
     {"attention": "math"},
     {"attention": "flash"},
     {"attention": "efficient"},
@@ -76,6 +84,7 @@ class TraceJob:
     device: str
     dtype: str
     placement: str
+    memory: str | None
     attention: str
     deterministic: bool
     compile_with: str
@@ -92,6 +101,7 @@ class TraceJob:
             dtype=self.dtype,
             components=read_components(self.components),
             placement=self.placement,
+            memory=read_memory(self.memory),
             attention=self.attention,
             deterministic=self.deterministic,
             compile_with=self.compile_with,
@@ -103,6 +113,7 @@ class TraceJob:
         """Return the flags that run the same in another process."""
         flags = ["--model-path", self.model_path, "--device", self.device, "--dtype", self.dtype]
         flags += ["--placement", self.placement, "--attention", self.attention]
+        flags += ["--memory", self.memory] if self.memory is not None else []
         flags += ["--deterministic"] if self.deterministic else []
         flags += ["--compile", self.compile_with] if self.compile_with != "off" else []
         for text in self.components:
@@ -122,6 +133,7 @@ def trace_job(prompt: str, device: str, given: Mapping[str, Any]) -> TraceJob:
         device=device,
         dtype=given["dtype"],
         placement=given["placement"],
+        memory=given["memory"],
         attention=given["attention"],
         deterministic=given["deterministic"],
         compile_with=given["compile_with"],

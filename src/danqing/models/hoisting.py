@@ -3,8 +3,8 @@
 The layers that modulate a transformer's blocks (adaLN, https://arxiv.org/abs/2212.09748) see the
 timestep and the pooled prompt, never the picture. In FLUX.1 they hold 3.2 of 11.9 billion
 parameters. Run before the loop, each is read once for a request and not once for every step, and
-need not be in memory during the loop at all. Each is called as in the loop, with one step's input at
-a time, so the numbers are the same bit for bit.
+need not be in memory during the loop at all. Each is called as in the loop, with one step's input
+at a time, so the numbers are the same bit for bit.
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ def hoisted(
             _exchange(transformer, name, original)
 
 
-def _kept(
-    transformer: nn.Module, layers: Sequence[str], embedded: Sequence[torch.Tensor]
-) -> Any:
+def _kept(transformer: nn.Module, layers: Sequence[str], embedded: Sequence[torch.Tensor]) -> Any:
     """Return what was computed of the same embeddings, unless somebody watches the layers."""
     if any(transformer.get_submodule(name)._forward_hooks for name in layers):  # noqa: SLF001
         return None

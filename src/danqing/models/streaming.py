@@ -8,6 +8,8 @@ next. The numbers are those of the files, so a picture is the same bit for bit.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from danqing.models.loading import changed, place
-from danqing.weights.ranges import RangeReader, lay_out
+from danqing.weights.ranges import RangeReader, as_memory, lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -104,7 +106,7 @@ class Ring:
             device: where its contents go.
         """
         self.bytes: torch.Tensor = device.staging(size)
-        self.view = memoryview(self.bytes.numpy())
+        self.view = as_memory(self.bytes)
         self._live: deque[tuple[int, int]] = deque()
         self._owner: Streamed | None = None
 
@@ -172,9 +174,7 @@ class Source:
         """Make a tensor, on the device, of its bytes."""
         piece = self.pieces[tensor]
         found = self.component.decode(piece.source, data, piece.start, piece.stop)
-        return place(
-            changed(found, piece.change), self.dtype_of(tensor), self.device.torch_device
-        )
+        return place(changed(found, piece.change), self.dtype_of(tensor), self.device.torch_device)
 
 
 @dataclass
@@ -216,6 +216,8 @@ class Streamed:
         self._source = source
         self._ring = ring
         self._reader = reader
+        self.waited = 0.0
+        self.read_bytes = 0
         self._bound: int | None = None
         self._coming: deque[_Coming] = deque()
         self._passes = 1
@@ -269,7 +271,11 @@ class Streamed:
             self._begin(index)
         self._read_ahead()
         coming = self._coming[0]
+        start = time.perf_counter()
         try:
+            coming.reading.wait()
+            self.waited += time.perf_counter() - start
+            self.read_bytes += self._planned[index].layout.size
             tensors = self._decoded(coming) if coming.ready is None else coming.ready.result()
         except BaseException:
             self.stop()
@@ -394,10 +400,8 @@ def _settle(one: Any) -> None:
     """Wait for something whose outcome no longer matters; its memory is used again."""
     if one is None:
         return
-    try:
+    with contextlib.suppress(Exception):  # what it was read for has failed already, or ended
         one.wait() if hasattr(one, "wait") else one.result()
-    except Exception:  # noqa: BLE001, S110 - what it was read for has failed already, or ended
-        pass
 
 
 def expect_passes(module: torch.nn.Module, passes: int) -> None:

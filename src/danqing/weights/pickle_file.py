@@ -43,11 +43,9 @@ class PickleFile(TensorFile):
         tensor = self._loaded[entry.name]
         return tensor[start:stop] if tensor.ndim else tensor
 
-    def span(
-        self, entry: TensorEntry, start: int = 0, stop: int | None = None  # noqa: ARG002
-    ) -> tuple[int, int] | None:
+    def span(self, entry: TensorEntry, start: int = 0, stop: int | None = None) -> None:  # noqa: ARG002
         """Where a tensor lies in the file is torch's business."""
-        return None
+        return
 
     def decode(self, entry: TensorEntry, data: torch.Tensor, rows: int) -> torch.Tensor:
         """Never asked for: there are no spans."""

@@ -12,7 +12,7 @@ import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from danqing.errors import CheckpointDamagedError
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from concurrent.futures import Future
     from pathlib import Path
+
+    import torch
 
     from danqing.weights.tensor_file import Identity
 
@@ -29,7 +31,7 @@ GAP = 1 << 20
 """Bytes that are rather read along than left out."""
 CHUNK = 32 << 20
 """Bytes of one read."""
-THREADS = 2
+THREADS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +113,7 @@ class RangeReader:
         """Start no thread before the first read.
 
         Args:
-            direct: past the page cache, where the file system has such reads; what is in the
-                cache already is taken from there.
+            direct: past the page cache, where the file system has such reads.
             threads: that read at the same time.
         """
         self.direct = direct
@@ -153,7 +154,6 @@ class _File:
             self._plain = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise _unreadable(path, error) from error
-        self._nowait = getattr(os, "RWF_NOWAIT", 0) if direct else 0
         self._direct: int | None = None
         if direct and hasattr(os, "O_DIRECT"):
             try:
@@ -178,13 +178,6 @@ class _File:
         self._check()
 
     def _read_some(self, start: int, memory: memoryview) -> int:
-        if self._nowait:
-            try:
-                return os.preadv(self._plain, [memory], start, self._nowait)
-            except BlockingIOError:
-                pass  # not in the page cache
-            except OSError:
-                self._nowait = 0  # a file system that cannot say
         if self._direct is not None and start % BLOCK == 0:
             try:
                 return os.preadv(self._direct, [memory], start)
@@ -219,3 +212,8 @@ def _unreadable(path: Path, error: OSError) -> CheckpointDamagedError:
         "a weights file cannot be read", seen=f"{path} ({error.strerror or error})"
     )
 
+
+def as_memory(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a tensor of bytes on the host, to be read into."""
+    array: Any = tensor.numpy()
+    return memoryview(array)

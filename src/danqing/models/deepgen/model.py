@@ -299,9 +299,7 @@ class DeepGenModel(NetworksModel):
         channels = int(self.config_of("vae")["block_out_channels"][0])
         rows = pictures * (2 if _is_guided(request) else 1)
         return {
-            "encode": max(
-                text * inner * 6 * itemsize, seen * channels * PIXEL_COPIES * itemsize
-            ),
+            "encode": max(text * inner * 6 * itemsize, seen * channels * PIXEL_COPIES * itemsize),
             "denoise": rows * tokens * width * TOKEN_COPIES * itemsize,
             "decode": pictures * pixels * channels * PIXEL_COPIES * itemsize,
         }

@@ -1,0 +1,318 @@
+"""Networks whose blocks come and go: the same bits, little memory, and no wrong picture."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import danqing
+from danqing import devices
+from danqing.errors import CheckpointDamagedError, DoesNotFitError, RequestError
+from danqing.models import identify, open_model
+from danqing.models.streaming import Ring, units_of
+from danqing.request import Request
+from danqing.weights import open_checkpoint
+from danqing.weights.ranges import BLOCK, RangeReader, Span, as_memory, lay_out
+from danqing.weights.tensor_file import Identity
+from tests import deepgen_toys, layouts, toys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from danqing.request import Picture, Progress
+
+CPU = "cpu"
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toys.write_diffusers(tmp_path_factory.mktemp("flux"), guided=True)
+
+
+@pytest.fixture(scope="module")
+def deepgen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return deepgen_toys.write(tmp_path_factory.mktemp("deepgen"))
+
+
+def paint(place: Path, *, count: int = 1, batch: int = 1, **opening: object) -> list[Picture]:
+    with danqing.open(place, device=CPU, **opening) as engine:  # type: ignore[arg-type]
+        request = Request(
+            prompt="a boat", seed=3, height=64, width=96, num_inference_steps=3,
+            num_images_per_prompt=count,
+        )  # fmt: skip
+        return list(engine.generate(request, batch=batch).pictures)
+
+
+# --- the same bits -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("place", ["flux", "deepgen"])
+def test_streamed_is_what_resident_is(
+    place: str, dtype: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(place)
+    pictures = [
+        paint(folder, count=2, dtype=dtype, placement=placement)
+        for placement in ("resident", "staged", "streamed")
+    ]
+    digests = [[one.pixels_sha256 for one in some] for some in pictures]
+    assert digests[0] == digests[1] == digests[2]
+    assert digests[0][0] != digests[0][1]
+
+
+def _as_bfl(flux: Path, place: Path) -> dict[str, object]:
+    return {"place": toys.write_bfl(place / "bfl", flux)}
+
+
+def _as_gguf(flux: Path, place: Path) -> dict[str, object]:
+    state = layouts.states(flux)["transformer"]
+    layouts.write_gguf(place / "flux.gguf", "flux", state, "Q8_0")
+    return {"place": flux, "components": {"transformer": place / "flux.gguf"}}
+
+
+def _as_scaled_fp8(flux: Path, place: Path) -> dict[str, object]:
+    state = layouts.states(flux)["transformer"]
+    layouts.save(place / "fp8.safetensors", layouts.fp8_scaled(state, ".scale_weight"))
+    return {"place": flux, "components": {"transformer": place / "fp8.safetensors"}}
+
+
+@pytest.mark.parametrize("write", [_as_bfl, _as_gguf, _as_scaled_fp8], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_layout_streams(
+    write: Callable[[Path, Path], dict[str, object]], dtype: str, flux: Path, tmp_path: Path
+) -> None:
+    """Fused rows, swapped halves, scaled fp8 and GGUF blocks are decoded from the bytes read."""
+    opening = write(flux, tmp_path)
+    kept, streamed = (
+        paint(**opening, dtype=dtype, placement=placement)[0].pixels_sha256  # type: ignore[arg-type]
+        for placement in ("resident", "streamed")
+    )
+    assert kept == streamed
+
+
+def test_some_blocks_may_stay(flux: Path) -> None:
+    """Which ones makes no difference to the bits, nor how long the ring is."""
+    checkpoint = open_checkpoint(flux)
+    device = devices.select(CPU).device
+    model = open_model(checkpoint, identify(checkpoint))
+    units = model.units("transformer")
+    largest = max(size for _, size in units)
+    from danqing.models.streaming import Streaming
+
+    outputs = []
+    for stay, ring in ((), 1.0), ((), 2.5), (("transformer_blocks.1",), 1.0):
+        streaming = Streaming(device, Ring(int(ring * largest), device), RangeReader(direct=True))
+        streaming.resident = stay
+        network = model.build(
+            "transformer", dtype="bfloat16", device=device.torch_device,
+            on_bytes=lambda _: None, streaming=streaming,
+        )  # fmt: skip
+        inputs = _inputs(network)
+        with torch.inference_mode():
+            outputs.append(network(**inputs)[0])
+        streaming.close()
+        empty = [p for name, p in network.named_parameters() if name.startswith("single_")]
+        assert not any(parameter.numel() for parameter in empty)
+    assert all(torch.equal(outputs[0], other) for other in outputs[1:])
+
+
+def _inputs(network: torch.nn.Module) -> dict[str, object]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).bfloat16()
+
+    ids = torch.zeros(24, 3)
+    network.pos_embed.prepare(ids, torch.device(CPU))  # type: ignore[operator, union-attr]
+    return {
+        "hidden_states": draw(1, 16, 64), "encoder_hidden_states": draw(1, 8, 32),
+        "pooled_projections": draw(1, 32), "timestep": torch.tensor([0.5]).bfloat16(),
+        "guidance": torch.tensor([3.5]), "img_ids": ids[8:], "txt_ids": ids[:8],
+        "return_dict": False,
+    }  # fmt: skip
+
+
+def test_what_is_needed_once_is_no_part_of_a_block(flux: Path) -> None:
+    checkpoint = open_checkpoint(flux)
+    model = open_model(checkpoint, identify(checkpoint))
+    units = [unit for unit, _ in model.units("transformer")]
+    once = [unit.name for unit in units if unit.once]
+    assert "transformer_blocks.0.norm1.linear" in once
+    assert "norm_out.linear" in once
+    blocks = [unit for unit in units if not unit.once]
+    assert [unit.name for unit in blocks] == [
+        "transformer_blocks.0", "transformer_blocks.1",
+        "single_transformer_blocks.0", "single_transformer_blocks.1",
+    ]  # fmt: skip
+    network, pieces = model.matched("transformer")
+    named = [tensor for unit in units for tensor in unit.tensors]
+    assert len(named) == len(set(named))
+    assert set(named) <= set(pieces)
+    assert units_of(network)[0].name == "transformer_blocks.0"
+
+
+def test_the_second_picture_of_a_prompt_runs_no_modulation_again(flux: Path) -> None:
+    seen = []
+    with danqing.open(flux, device=CPU) as engine:
+        for seed in (1, 2, 1):
+            engine.generate("a boat", seed=seed, height=64, width=64, num_inference_steps=2)
+            network = engine._modules["transformer"]
+            if not seen:
+                layer = network.transformer_blocks[0].norm1.linear
+                forward = layer.forward
+
+                def counted(*args: torch.Tensor, run: object = forward) -> object:
+                    seen.append(args)
+                    return run(*args)  # type: ignore[operator]
+
+                layer.forward = counted
+                seen.append(())
+        assert len(seen) == 1
+
+
+# --- files that change ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def streamed(tmp_path: Path) -> Path:
+    return toys.write_diffusers(tmp_path / "flux")
+
+
+def transformer_of(folder: Path) -> Path:
+    return next((folder / "transformer").glob("*.safetensors"))
+
+
+def cut(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def write_into(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(b"other numbers")
+
+
+def replace(path: Path) -> None:
+    other = path.with_suffix(".new")
+    other.write_bytes(bytes(path.stat().st_size))
+    other.replace(path)
+
+
+@pytest.mark.parametrize("harm", [cut, write_into], ids=lambda harm: harm.__name__)
+def test_a_file_changed_while_it_is_streamed_is_an_error(streamed: Path, harm: object) -> None:
+    def between_steps(progress: Progress) -> None:
+        if progress.stage == "denoise" and progress.done == 1:
+            harm(transformer_of(streamed))  # type: ignore[operator]
+
+    opened = danqing.open(streamed, device=CPU, placement="streamed")
+    with opened as engine, pytest.raises(CheckpointDamagedError, match="while it was"):
+        engine.generate("a boat", seed=1, num_inference_steps=4, listen=between_steps)
+
+
+def test_a_file_replaced_while_it_is_streamed_changes_nothing(streamed: Path) -> None:
+    def between_steps(progress: Progress) -> None:
+        if progress.stage == "denoise" and progress.done == 1:
+            replace(transformer_of(streamed))
+
+    expected = paint(streamed, placement="resident")[0].pixels_sha256
+    with danqing.open(streamed, device=CPU, placement="streamed") as engine:
+        request = Request(prompt="a boat", seed=3, height=64, width=96, num_inference_steps=3)
+        found = engine.generate(request, listen=between_steps).pictures[0].pixels_sha256
+    assert found == expected
+
+
+def test_a_file_replaced_between_header_and_weights_is_an_error(streamed: Path) -> None:
+    with danqing.open(streamed, device=CPU, placement="streamed") as engine:
+        replace(transformer_of(streamed))
+        with pytest.raises(CheckpointDamagedError):
+            engine.generate("a boat", seed=1)
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_ranges_are_read_as_they_lie(tmp_path: Path, direct: bool) -> None:
+    file = tmp_path / "file"
+    data = os.urandom(40 * BLOCK + 17)
+    file.write_bytes(data)
+    identity = Identity.of(file.stat())
+    places = [(5, 100), (3 * BLOCK + 7, 9 * BLOCK), (0, 3), (len(data) - 9, len(data)), (77, 78)]
+    layout = lay_out([Span(file, identity, *place) for place in places])
+    memory = devices.select(CPU).device.staging(layout.size)
+    reader = RangeReader(direct=direct)
+    reader.start(layout, as_memory(memory)).wait()
+    reader.close()
+    for (start, stop), place in zip(places, layout.places, strict=True):
+        assert bytes(memory[place : place + stop - start].tolist()) == data[start:stop]
+    assert all(place % BLOCK == 0 for _, place in layout.reads)
+
+
+def test_a_file_system_without_direct_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may refuse to open a file so, or to read from it."""
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(3 * BLOCK))
+    span = Span(file, Identity.of(file.stat()), 0, 3 * BLOCK)
+    real_open, real_read = os.open, os.preadv
+    opened: set[int] = set()
+
+    def open_direct(path: object, flags: int, *rest: object) -> int:
+        number = real_open(path, flags & ~os.O_DIRECT, *rest)  # type: ignore[arg-type]
+        if flags & os.O_DIRECT:
+            opened.add(number)
+        return number
+
+    def read(number: int, *rest: object) -> int:
+        if number in opened:
+            raise OSError(22, "Invalid argument")
+        return real_read(number, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", open_direct)
+    monkeypatch.setattr(os, "preadv", read)
+    layout = lay_out([span])
+    memory = devices.select(CPU).device.staging(layout.size)
+    reader = RangeReader(direct=True)
+    reader.start(layout, as_memory(memory)).wait()
+    reader.close()
+    assert bytes(memory[: 3 * BLOCK].tolist()) == file.read_bytes()
+    assert opened
+
+
+def test_the_ring_gives_no_byte_twice() -> None:
+    ring = Ring(10 * BLOCK, devices.select(CPU).device)
+    live: list[tuple[int, int]] = []
+    generator = torch.Generator().manual_seed(0)
+    for size in torch.randint(1, 7, (500,), generator=generator).tolist():
+        while (start := ring.take(size * BLOCK)) is None:
+            ring.give_back()
+            live.pop(0)
+        here = (start, start + size * BLOCK)
+        assert here[1] <= len(ring)
+        assert all(here[1] <= first or last <= here[0] for first, last in live)
+        live.append(here)
+
+
+# --- the plan ------------------------------------------------------------------------------------
+
+
+def test_a_limit_too_small_says_what_would_do(flux: Path) -> None:
+    with pytest.raises(DoesNotFitError, match=r"--memory \d+\.\dGiB would do"):
+        danqing.open(flux, device=CPU, memory=100 << 20)
+
+
+def test_what_is_compiled_cannot_be_streamed(flux: Path) -> None:
+    with pytest.raises(danqing.errors.KernelError, match="cannot be compiled"):
+        danqing.open(flux, device=CPU, placement="streamed", compile_with="inductor")
+
+
+def test_no_such_placement(flux: Path) -> None:
+    with pytest.raises(RequestError, match="resident, staged, streamed"):
+        danqing.open(flux, device=CPU, placement="cloud")
