@@ -53,7 +53,7 @@ def open(  # noqa: A001
     attention: str = "auto",
     deterministic: bool = False,
     compile_with: str = "off",
-    fused: str = "off",
+    fused: str = "auto",
     place: Mapping[str, str] | None = None,
     components: Mapping[str, str | Path] | None = None,
     allow_pt: bool = False,
@@ -70,12 +70,14 @@ def open(  # noqa: A001
             large ones are read while they are computed.
         memory: bytes that a run may take: of the device, or on a CPU of the process; left out,
             nine tenths of what is free.
-        attention: `auto`: the kernel torch prefers; or `math`, `flash`, `efficient`, `cudnn`; on an
-            NPU also `npu` or `mindie`.
+        attention: `auto`: our own on a CPU in bfloat16 where it is for that CPU, else `torch`: the
+            kernel torch prefers; or `native`, `math`, `flash`, `efficient`, `cudnn`; on an NPU
+            also `npu` or `mindie`.
         deterministic: compute with kernels only that give the same bits again, even if slower.
         compile_with: `off`; or compile the transformer's blocks: `inductor`, on an NPU `npugraph`
             or `torchair`.
-        fused: `off`, `all`, or names of the device's fused kernels with commas between.
+        fused: `auto`: our own on a CPU, as with `attention`; `off`, `all`, or names of the device's
+            fused kernels with commas between.
         place: devices of single components, by name: `{"vlm": "npu:1"}`.
         components: places of single components, by name: `{"t5": "models/t5-v1_1-xxl"}`.
         allow_pt: `model_path` is DeepGen's original `.pt`, and may be opened: of tensors only.

@@ -99,7 +99,7 @@ class Engine:
         attention: str = "auto",
         deterministic: bool = False,
         compile_with: str = "off",
-        fused: str = "off",
+        fused: str = "auto",
         place: Mapping[str, str] | None = None,
         components: Mapping[str, str | Path] | None = None,
         allow_pt: bool = False,
@@ -496,7 +496,7 @@ class Engine:
         from danqing.models.kernels import attention
 
         with (
-            attention(self.plan.attention, self._device.attentions),
+            attention(self.plan.attention, self._device),
             self._device.deterministic(self.plan.deterministic),
         ):
             yield

@@ -28,6 +28,7 @@ DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Dtypes a model can compute in, and their bytes."""
 ATTENTION = {
     "auto": "torch's scaled_dot_product_attention, the kernel it prefers",
+    "torch": "torch's scaled_dot_product_attention, the kernel it prefers",
     "math": "torch's scaled_dot_product_attention, matrix products and a softmax",
     "flash": "torch's scaled_dot_product_attention, flash",
     "efficient": "torch's scaled_dot_product_attention, memory efficient",
@@ -149,7 +150,7 @@ def make_plan(
     attention: str = "auto",
     deterministic: bool = False,
     compile_with: str = "off",
-    fused: str = "off",
+    fused: str = "auto",
     places: Mapping[str, Device] = {},
     memory: int | None = None,
     request: Request | None = None,
@@ -162,10 +163,10 @@ def make_plan(
         selection: the device.
         dtype: `auto`, or one of `DTYPES`.
         placement: `auto`, `resident`, `staged` or `streamed`.
-        attention: `auto`, or one of torch's kernels.
+        attention: `auto`: the device's preferred one; `torch`: the one torch prefers; or a name.
         deterministic: only kernels that give the same bits again.
         compile_with: `off`, or a compiler of the device.
-        fused: `off`, `all`, or names of the device's fused kernels with commas between.
+        fused: `auto`: those the device prefers; `off`, `all`, or names with commas between.
         places: components that are elsewhere.
         memory: bytes that the run may take; those that are free, if it is left out.
         request: resolved: what the memory is planned for; a picture of the model's own size.
@@ -179,6 +180,10 @@ def make_plan(
     """
     device = selection.device
     chosen, why = _choose_dtype(model, device, dtype)
+    # a compiler fuses for itself, and cannot look into kernels that are not torch's
+    preferred = device.preferred(chosen) if compile_with == "off" else ("auto", ())
+    attention = preferred[0] if attention == "auto" else attention
+    chosen_fused = preferred[1] if fused == "auto" else _fused(fused, device)
     components = tuple(_components(model, device, chosen, places))
     if request is None:
         request, _ = model.spec.resolve(Request(prompt="a"))
@@ -204,7 +209,7 @@ def make_plan(
         attention_reason=_attention(attention, device, chosen),
         deterministic=deterministic,
         compiled=_compiler(compile_with, device),
-        fused=_fused(fused, device),
+        fused=chosen_fused,
         placement=arranged.placement,
         placement_reason=place_why,
         components=tuple(fitting.placed(part, arranged) for part in components),
@@ -235,7 +240,7 @@ def _fused(asked: str, device: Device) -> tuple[str, ...]:
         raise KernelError(
             f"{device.name} has no such fused kernel",
             seen=asked,
-            allowed=", ".join(["off", *(["all", *there] if there else [])]),
+            allowed=", ".join(["auto", "off", *(["all", *there] if there else [])]),
         )
     return names
 

@@ -20,6 +20,7 @@ from danqing.errors import (
     OutputError,
     RequestError,
 )
+from danqing.devices import OWN_ATTENTION
 from danqing.models import identify
 from danqing.pictures import check_target, fill_template, read_record
 from danqing.plan import ATTENTION
@@ -104,7 +105,7 @@ class Opening:
     attention: str = "auto"
     deterministic: bool = False
     compile_with: str = "off"
-    fused: str = "off"
+    fused: str = "auto"
     place: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str | None = None
     notes: tuple[str, ...] = ()
@@ -241,7 +242,7 @@ def _plain(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]
             attention=job.attention or "auto",
             deterministic=job.deterministic,
             compile_with=job.compile_with or "off",
-            fused=job.fused or "off",
+            fused=job.fused or "auto",
             place=read_components(job.place or [], "--place", "NAME=DEVICE"),
         ),
         targets,
@@ -349,6 +350,9 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         fused = ",".join(origin["device"].get("fused", [])) or "off"
         # older records have a sentence there: torch always chose
         attention = next((name for name in ATTENTION if name == origin["attention"]), "auto")
+        if origin["device"]["name"] == "cpu":  # another has other kernels of its own, or none
+            attention = "auto" if attention in OWN_ATTENTION else attention
+            fused = "auto" if fused != "off" else fused
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OutputError(
             "the picture's record is damaged",

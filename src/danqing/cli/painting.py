@@ -127,9 +127,9 @@ def _flags(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="auto (the kernel torch prefers), math, flash, efficient or cudnn; on an NPU npu "
-            "or mindie.  "
-            "[default: auto]",
+            help="auto (on some CPUs in bfloat16 native, else torch), torch (the kernel it "
+            "prefers), native (our own for such CPUs), math, flash, efficient or cudnn; on an NPU "
+            "npu or mindie.  [default: auto]",
         ),
     ] = None,
     deterministic: Annotated[
@@ -141,8 +141,9 @@ def _flags(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="off, all, or some of the NPU's fused kernels: rms_norm,rope,group_norm_silu.  "
-            "[default: off]",
+            help="auto (on some CPUs in bfloat16 all, else off), off, all, or some of the device's "
+            "fused kernels: rms_norm,rope,group_norm_silu of an NPU; rms_norm,rope,gelu,"
+            "modulated_norm of such a CPU.  [default: auto]",
         ),
     ] = None,
     compile_with: Annotated[
@@ -202,8 +203,8 @@ def _probing_flags(
         str, typer.Option("--compile", metavar="NAME", help="As in generate.  [default: off]")
     ] = "off",
     fused: Annotated[
-        str, typer.Option(metavar="NAMES", help="As in generate.  [default: off]")
-    ] = "off",
+        str, typer.Option(metavar="NAMES", help="As in generate.  [default: auto]")
+    ] = "auto",
     place: PlaceFlag = None,
 ) -> None:
     """Declare the flags of commands that look into a run; nothing calls this."""

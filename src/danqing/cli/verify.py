@@ -67,6 +67,7 @@ SWITCHES: tuple[dict[str, Any], ...] = (
     {"attention": "efficient"},
     {"attention": "cudnn"},
     *({"attention": name} for name in OWN_ATTENTION),
+    {"attention": "torch"},
     {"deterministic": True},
 )
 """Each switch by itself, against the run as asked for."""
@@ -118,7 +119,7 @@ class TraceJob:
         flags += ["--compile", self.compile_with] if self.compile_with != "off" else []
         for text in self.components:
             flags += ["--component", text]
-        flags += ["--fused", self.fused] if self.fused != "off" else []
+        flags += ["--fused", self.fused] if self.fused != "auto" else []
         for text in self.place:
             flags += ["--place", text]
         return flags
@@ -398,7 +399,8 @@ def judge_switches(
     with open_engine(checkpoint, job.opening) as engine:
         Printer(quiet=quiet, as_json=False).plan(engine)
         request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
-        switches = [*SWITCHES, *({"fused": name} for name in engine.fused)]
+        off = [{"fused": "off"}] if engine.plan.fused else []
+        switches = [*SWITCHES, *off, *({"fused": name} for name in engine.fused)]
         if compiled:
             switches += [{"compile_with": name} for name in engine.compilers if name != "off"]
 
@@ -425,6 +427,8 @@ def _plain(job: TraceJob, device: str, dtype: str) -> Opening:
         device=device,
         dtype=dtype,
         components=job.opening.components,
+        attention="torch",
+        fused="off",
     )
 
 

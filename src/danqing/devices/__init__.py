@@ -48,6 +48,7 @@ BACKENDS = {"npu": "torch_npu"}
 OWN_ATTENTION = {
     "npu": "torch_npu's npu_fusion_attention, where it takes the mask",
     "mindie": "MindIE-SD's attention, where there is no mask",
+    "native": "danqing's own kernel in bfloat16 for CPUs without AMX, where there is no mask",
 }
 """Kernels of attention that only some families have, and what each is."""
 

@@ -108,6 +108,13 @@ class Device(ABC):
         """
         return {}
 
+    def preferred(self, dtype: str) -> tuple[str, tuple[str, ...]]:  # noqa: ARG002
+        """Return attention and fused kernels that compute in a dtype unless others are asked for.
+
+        Such as are not known to be as good as torch's own are not among them.
+        """
+        return "auto", ()
+
     @property
     def harmless_warnings(self) -> Mapping[str, str]:
         """Warnings that its libraries print and that mean nothing: text and why."""

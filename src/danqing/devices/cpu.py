@@ -8,9 +8,13 @@ import os
 import platform
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from danqing.devices import native
 from danqing.devices.base import Availability, Computes, Device, Memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 _FLOAT16_FLAGS = {"avx512_fp16", "amx_fp16", "asimdhp", "fphp"}
@@ -47,6 +51,22 @@ class Cpu(Device):
     def base_bytes(self) -> int:
         """Return the process's resident set as it is now."""
         return _status("VmRSS") or 0
+
+    @property
+    def attentions(self) -> Mapping[str, Callable[..., Any]]:
+        """Our own kernel, where the processor is one that it is for."""
+        return {"native": native.attention} if native.available(cpu_flags()) else {}
+
+    @property
+    def fused(self) -> Mapping[str, Callable[..., Any]]:
+        """Our own kernels, where the processor is one that they are for."""
+        return native.kernels() if native.available(cpu_flags()) else {}
+
+    def preferred(self, dtype: str) -> tuple[str, tuple[str, ...]]:
+        """Our own in bfloat16: they round less often than torch's (tests/devices/test_native.py)."""
+        if dtype != "bfloat16" or not native.available(cpu_flags()):
+            return "auto", ()
+        return "native", tuple(native.kernels())
 
     def prepare(self) -> None:
         """Keep freed memory for the next tensor (see `keep_freed_memory`)."""

@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def attention(name: str, own: Mapping[str, Callable[..., Any]] = {}) -> Iterator[None]:
+def attention(name: str, device: Device | None = None) -> Iterator[None]:
     """Compute attention with this kernel, as long as the context lasts.
 
     Args:
-        name: `auto`, one of torch's, or one of the device's own.
-        own: the device's own, by name.
+        name: `auto` or `torch` for the one torch prefers, one of torch's, or of the device's own.
+        device: whose own kernels may be meant; they compute what is on it.
     """
-    if name == "auto":
+    if name in ("auto", "torch"):
         yield
         return
-    if name in own:
-        with _Attention(own[name]):
+    if device is not None and name in device.attentions:
+        with _Attention(device.attentions[name], device.family):
             yield
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -55,9 +55,10 @@ def attention(name: str, own: Mapping[str, Callable[..., Any]] = {}) -> Iterator
 class _Attention(TorchFunctionMode):
     """Takes torch's calls of attention to a kernel, where that says it can."""
 
-    def __init__(self, kernel: Callable[..., Any]) -> None:
+    def __init__(self, kernel: Callable[..., Any], family: str) -> None:
         super().__init__()
         self._kernel = kernel
+        self._family = family
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -80,14 +81,14 @@ class _Attention(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,  # noqa: FBT001, FBT002
     ) -> Any:
-        if query.device.type not in BACKENDS or is_causal or dropout_p or enable_gqa:
+        if query.device.type != self._family or is_causal or dropout_p or enable_gqa:
             return None
         return self._kernel(query, key, value, attn_mask, scale or query.shape[-1] ** -0.5)
 
 
 def has_attention(name: str, device: Device, dtype: str) -> bool:
     """Try a kernel on a device with one small head."""
-    if name == "auto" or name in device.attentions:
+    if name in ("auto", "torch") or name in device.attentions:
         return True
     if name in OWN_ATTENTION:
         return False
@@ -108,11 +109,17 @@ def fuse(module: torch.nn.Module, kernels: Mapping[str, Callable[..., Any]]) -> 
     Args:
         module: on that device.
         kernels: `rms_norm(states, weight, eps)`; `rope(states, cosine, sine)` of states (batch,
-            tokens, heads, width); `group_norm_silu(states, weight, bias, groups, eps)`.
+            tokens, heads, width); `group_norm_silu(states, weight, bias, groups, eps)`;
+            `gelu(states)`, by tanh; `modulated_norm(states, scale, shift, eps)`. The last three
+            may return None where they cannot, and torch's layers compute.
     """
     for layer in list(module.modules()):
         if "rms_norm" in kernels and type(layer) is torch.nn.RMSNorm and layer.weight is not None:
             _replace(layer, partial(_fused_rms_norm, layer, kernels["rms_norm"]))
+        if "gelu" in kernels:
+            _fuse_gelu(layer, kernels["gelu"])
+        if "modulated_norm" in kernels:
+            _fuse_modulated_norm(layer, kernels["modulated_norm"])
         if "group_norm_silu" in kernels:
             _fuse_group_norms(layer, kernels["group_norm_silu"])
     if "rope" in kernels:
@@ -122,6 +129,61 @@ def fuse(module: torch.nn.Module, kernels: Mapping[str, Callable[..., Any]]) -> 
 def _fused_rms_norm(layer: Any, kernel: Callable[..., Any], states: torch.Tensor) -> Any:
     eps = torch.finfo(states.dtype).eps if layer.eps is None else layer.eps
     return kernel(states, layer.weight, eps)
+
+
+def _fuse_gelu(layer: Any, kernel: Callable[..., Any]) -> None:
+    """Let a GELU by tanh be computed by a kernel: torch's layer, and diffusers' with its product."""
+    from diffusers.models.activations import GELU
+
+    if type(layer) is torch.nn.GELU and layer.approximate == "tanh":
+        _replace(layer, partial(_or_else, kernel, layer.forward))
+    elif type(layer) is GELU and layer.approximate == "tanh":
+        layer.gelu = partial(_or_else, kernel, layer.gelu)
+
+
+def _or_else(
+    kernel: Callable[..., Any], plain: Callable[..., Any], *given: Any
+) -> torch.Tensor:
+    found: torch.Tensor | None = kernel(*given)
+    return plain(*given) if found is None else found
+
+
+def _fuse_modulated_norm(layer: Any, kernel: Callable[..., Any]) -> None:
+    """Let diffusers' adaLN norms do norm, scale and shift at once."""
+    from diffusers.models import normalization
+
+    kinds = {
+        normalization.AdaLayerNormZero: 6,
+        normalization.AdaLayerNormZeroSingle: 3,
+        normalization.AdaLayerNormContinuous: 2,
+    }
+    parts = kinds.get(type(layer))
+    norm = getattr(layer, "norm", None)
+    plain = type(norm) is torch.nn.LayerNorm and not norm.elementwise_affine
+    if parts is not None and plain and getattr(layer, "emb", None) is None:
+        _replace(layer, partial(_modulated, layer, layer.forward, kernel, parts))
+
+
+def _modulated(
+    layer: Any,
+    plain: Callable[..., Any],
+    kernel: Callable[..., Any],
+    parts: int,
+    states: torch.Tensor,
+    *given: Any,
+    **named: Any,
+) -> Any:
+    """As the layer's own forward; it has (scale, shift) last, or (shift, scale, gate, ...)."""
+    embedded = named.get("emb", given[-1] if given else None)
+    if embedded is None or embedded.dtype is not states.dtype:
+        return plain(states, *given, **named)
+    seen = layer.linear(layer.silu(embedded))
+    chunks = seen.chunk(parts, dim=1)
+    scale, shift = chunks if parts == 2 else (chunks[1], chunks[0])  # noqa: PLR2004
+    found = kernel(states, scale, shift, layer.norm.eps)
+    if found is None:
+        found = layer.norm(states) * (1 + scale[:, None]) + shift[:, None]
+    return found if parts == 2 else (found, *chunks[2:])  # noqa: PLR2004
 
 
 def _fuse_group_norms(layer: Any, kernel: Callable[..., Any]) -> None:
@@ -161,7 +223,8 @@ def _fuse_rope(module: torch.nn.Module, kernel: Callable[..., Any]) -> None:
     if not hasattr(plain, "by_kernel"):
 
         def chosen(states: torch.Tensor, tables: Any, **options: Any) -> Any:
-            return _ROPE[-1](states, *tables) if _ROPE else plain(states, tables, **options)
+            turned = _ROPE[-1](states, *tables) if _ROPE else None
+            return plain(states, tables, **options) if turned is None else turned
 
         chosen.by_kernel = True  # type: ignore[attr-defined]
         transformer_flux.apply_rotary_emb = chosen

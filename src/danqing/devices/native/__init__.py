@@ -1,0 +1,160 @@
+"""Kernels of our own for processors with bfloat16 products in AVX-512 but no AMX.
+
+torch computes attention in bfloat16 there by way of float32, at a quarter of the rate of its
+matrix products, and chains of elementwise layers one by one. Each kernel has its twin in plain
+torch, which is what it replaces; where it cannot be compiled, or is handed something else than
+bfloat16, that is what computes. What each gains is in benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from danqing.devices.native.build import load
+
+if TYPE_CHECKING:
+    import torch
+
+CALLS: Counter[str] = Counter()
+"""How often each ran in this process."""
+_WORTH = 1 << 18
+"""Numbers of a tensor; on fewer, torch's own kernels are as fast, and they compute."""
+_WIDTHS = (64, 128)
+_LANES = 16
+
+
+def available(flags: frozenset[str]) -> bool:
+    """Say whether the kernels are for a processor with these features, and can be had here."""
+    wanted = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
+    return wanted <= flags and "amx_bf16" not in flags and load() is not None
+
+
+def _at(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _fits(*tensors: torch.Tensor) -> bool:
+    import torch
+
+    kinds = all(one.dtype is torch.bfloat16 and one.device.type == "cpu" for one in tensors)
+    return kinds and tensors[0].numel() >= _WORTH
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor | None:
+    """Return softmax(query key' scale) value, or None where this kernel cannot.
+
+    Args:
+        query: (batch, heads, tokens, width), bfloat16; of width 64 or 128.
+        key: the same, of any number of tokens.
+        value: as key.
+        mask: must be None.
+        scale: of the products.
+    """
+    batches, heads, queries, width = query.shape
+    same = key.shape == value.shape and key.shape[:2] == query.shape[:2]
+    tensors = (query, key, value)
+    plain = all(one.stride(-1) == 1 for one in tensors)
+    if mask is not None or width not in _WIDTHS or not (same and plain and _fits(*tensors)):
+        return None
+    CALLS["attention"] += 1
+    out = query.new_empty(batches, queries, heads, width).permute(0, 2, 1, 3)
+    strides = [stride for one in (*tensors, out) for stride in one.stride()[:3]]
+    load().danqing_attention(
+        *map(_at, (*tensors, out)), (ctypes.c_int64 * 12)(*strides),
+        batches, heads, queries, key.shape[2], width, ctypes.c_float(scale),
+    )  # fmt: skip
+    return out
+
+
+def gelu_tanh(states: torch.Tensor) -> torch.Tensor | None:
+    """Return GELU by its approximation with tanh (Hendrycks, Gimpel, 2016), or None."""
+    if not (_fits(states) and states.is_contiguous() and states.shape[-1] % _LANES == 0):
+        return None
+    CALLS["gelu"] += 1
+    out = states.new_empty(states.shape)
+    width = states.shape[-1]
+    rows = ctypes.c_int64(states.numel() // width)
+    load().danqing_gelu_tanh(_at(states), _at(out), rows, ctypes.c_int64(width))
+    return out
+
+
+def modulated_norm(
+    states: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float
+) -> torch.Tensor | None:
+    """Return layer_norm(states) (1 + scale) + shift, or None where this kernel cannot.
+
+    Args:
+        states: (pictures, tokens, width).
+        scale: (pictures, width); of rows that may lie apart.
+        shift: the same, with rows as far apart.
+        eps: of the norm.
+    """
+    pictures, tokens, width = states.shape
+    apart = scale.stride(0)
+    fits = _fits(states, scale, shift) and states.is_contiguous() and width % _LANES == 0
+    fits = fits and scale.stride(1) == shift.stride(1) == 1 and shift.stride(0) == apart
+    if not fits or scale.shape != (pictures, width):
+        return None
+    CALLS["modulated_norm"] += 1
+    out = states.new_empty(states.shape)
+    load().danqing_modulated_norm(
+        *map(_at, (states, scale, shift, out)),
+        *map(ctypes.c_int64, (pictures, tokens, width, apart)),
+        ctypes.c_float(eps),
+    )
+    return out
+
+
+def rms_norm(states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Divide by the root mean square; torch's own where this kernel cannot."""
+    if not states.is_contiguous() and states.ndim == 4:  # noqa: PLR2004
+        turned = states.transpose(1, 2)
+        if turned.is_contiguous():  # heads before tokens, but not in memory
+            return rms_norm(turned, weight, eps).transpose(1, 2)
+    width = states.shape[-1]
+    fits = _fits(states, weight) and states.is_contiguous() and width % _LANES == 0
+    if not fits or weight.shape != (width,):
+        import torch
+
+        return torch.nn.functional.rms_norm(states, weight.shape, weight, eps)
+    CALLS["rms_norm"] += 1
+    out = states.new_empty(states.shape)
+    rows = ctypes.c_int64(states.numel() // width)
+    load().danqing_rms_norm(
+        *map(_at, (states, weight, out)), rows, ctypes.c_int64(width), ctypes.c_float(eps)
+    )
+    return out
+
+
+def rope(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor | None:
+    """Turn pairs of neighbouring numbers, or return None where this kernel cannot.
+
+    Args:
+        states: (batch, tokens, heads, width).
+        cosine: (tokens, width), float32, each number twice.
+        sine: the same.
+    """
+    fits = _fits(states) and states.is_contiguous() and states.shape[-1] % _LANES == 0
+    if not fits or not (cosine.is_contiguous() and sine.is_contiguous()):
+        return None
+    CALLS["rope"] += 1
+    out = states.new_empty(states.shape)
+    load().danqing_rope(
+        *map(_at, (states, cosine, sine, out)), *map(ctypes.c_int64, states.shape)
+    )
+    return out
+
+
+def kernels() -> dict[str, Any]:
+    """Return the fused kernels by the names of `danqing.models.kernels.fuse`."""
+    return {
+        "rms_norm": rms_norm, "rope": rope, "gelu": gelu_tanh, "modulated_norm": modulated_norm,
+    }  # fmt: skip
