@@ -84,14 +84,18 @@ def main() -> None:
     found: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for turn in range(options.times):
-            rows = contenders(options.folder, Path(scratch) / "out.png", options.size, options.steps)
+            rows = contenders(
+                options.folder, Path(scratch) / "out.png", options.size, options.steps
+            )
             for name, command in rows.items():
                 if options.only and name not in options.only:
                     continue
                 drop_from_cache(options.folder)
                 found.setdefault(name, []).append(run(command))
                 seconds, peak = found[name][-1]
-                print(f"{turn} {name}: {seconds:.0f} s, {peak:.1f} GiB", file=sys.stderr, flush=True)
+                print(
+                    f"{turn} {name}: {seconds:.0f} s, {peak:.1f} GiB", file=sys.stderr, flush=True
+                )
     print("| | seconds | peak GiB |\n|---|---|---|")
     for name, runs in found.items():
         seconds = statistics.median(one for one, _ in runs)

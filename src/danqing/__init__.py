@@ -50,6 +50,7 @@ def open(  # noqa: A001
     dtype: str = "auto",
     placement: str = "auto",
     memory: int | None = None,
+    tile: str = "auto",
     attention: str = "auto",
     deterministic: bool = False,
     compile_with: str = "off",
@@ -70,6 +71,8 @@ def open(  # noqa: A001
             large ones are read while they are computed.
         memory: bytes that a run may take: of the device, or on a CPU of the process; left out,
             nine tenths of what is free.
+        tile: `auto`: pictures are decoded in tiles if they do not fit whole; `off`; or the side
+            of the tiles in pixels.
         attention: `auto`: our own on a CPU in bfloat16 where it is for that CPU, else `torch`: the
             kernel torch prefers; or `native`, `math`, `flash`, `efficient`, `cudnn`; on an NPU
             also `npu` or `mindie`.
@@ -98,6 +101,7 @@ def open(  # noqa: A001
         dtype=dtype,
         placement=placement,
         memory=memory,
+        tile=tile,
         attention=attention,
         deterministic=deterministic,
         compile_with=compile_with,

@@ -65,6 +65,7 @@ class Work:
         flops: operations of each stage; of `denoise` for one step.
         steps: of denoising.
         base: bytes of the process before anything is loaded; 0 where they are not the device's.
+        tiles: sides of tiles, the largest first, and what decoding takes with each.
     """
 
     stages: Mapping[str, tuple[str, ...]]
@@ -72,6 +73,7 @@ class Work:
     flops: Mapping[str, float]
     steps: int
     base: int
+    tiles: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ class Arrangement:
         streamed: of each streamed component, the names of the blocks that stay.
         ring: bytes that blocks are read into.
         kept: components that stay from picture to picture.
+        tile: side in latents of the tiles that are decoded; 0: the picture is decoded whole.
         peaks: bytes of each stage at its worst.
     """
 
@@ -90,6 +93,7 @@ class Arrangement:
     streamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ring: int = 0
     kept: tuple[str, ...] = ()
+    tile: int = 0
     peaks: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -176,6 +180,14 @@ def _streaming(
             + max(work.activations[stage], extra)
         )
     return Arrangement(placement="streamed", streamed=stay, ring=ring, peaks=peaks)
+
+
+def tiled(found: Arrangement, work: Work) -> Iterator[Arrangement]:
+    """Yield the same with smaller and smaller tiles."""
+    for side, taken in work.tiles.items():
+        spared = work.activations["decode"] - taken
+        peaks = {**found.peaks, "decode": found.peaks["decode"] - spared}
+        yield replace(found, peaks=peaks, tile=side)
 
 
 def _held(part: Part, stay: Mapping[str, tuple[str, ...]]) -> int:

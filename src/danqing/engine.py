@@ -104,6 +104,7 @@ class Engine:
         components: Mapping[str, str | Path] | None = None,
         allow_pt: bool = False,
         memory: int | None = None,
+        tile: str = "auto",
         planned_for: Request | None = None,
         batch: int = 1,
     ) -> Engine:
@@ -131,6 +132,7 @@ class Engine:
             fused=fused,
             places=places,
             memory=memory,
+            tile=tile,
             request=None if planned_for is None else spec.resolve(planned_for)[0],
             pictures=batch,
         )
@@ -421,7 +423,7 @@ class Engine:
         self._drop_stage("denoise")
         modules = self._load(self._model.needs("decode", request), costs, work.listen)
         with self._stage("decode", costs, pictures=count):
-            pixels = work.look.first("decode/pixels", self._model.decode(modules, latents, request))
+            pixels = work.look.first("decode/pixels", self._decoded(modules, latents, request))
             if not bool(pixels.isfinite().all()):
                 raise self._not_finite("decode", "the pixels")
         self._drop_stage("decode")
@@ -429,6 +431,18 @@ class Engine:
         for image in images:
             _check_image(image)
         return images
+
+    def _decoded(
+        self, modules: Mapping[str, Any], latents: torch.Tensor, request: Request
+    ) -> torch.Tensor:
+        """Decode as the plan says: whole, or in tiles."""
+        from danqing.models.tiling import decode_in_tiles
+
+        def decode(part: torch.Tensor) -> torch.Tensor:
+            return self._model.decode(modules, part, request)
+
+        tile = self.plan.tile * latents.shape[-2] // (request.height or 1)
+        return decode_in_tiles(decode, latents, tile) if tile else decode(latents)
 
     @contextlib.contextmanager
     def _stage(
@@ -450,7 +464,9 @@ class Engine:
             device.reset_peak()
         start = time.perf_counter()
         try:
-            with torch.no_grad() if loads else torch.inference_mode(), self._kernels():
+            repeats = name in ("encode", "denoise")
+            same = self._device.repeating() if repeats else contextlib.nullcontext()
+            with torch.no_grad() if loads else torch.inference_mode(), self._kernels(), same:
                 yield
                 for device in (self._device, *self._places.values()):
                     device.synchronize()
@@ -645,6 +661,7 @@ class Engine:
             "deterministic": self.plan.deterministic,
             "compiled": self.plan.compiled,
             "fused": list(self.plan.fused),
+            "tile": self.plan.tile,
             "places": {name: device.name for name, device in self._places.items()},
             "reason": self.plan.device_reason,
         }

@@ -13,6 +13,7 @@ from danqing import budget
 from danqing.budget import Arrangement, Block, Part, Placement, Work
 from danqing.devices import OWN_ATTENTION
 from danqing.errors import DoesNotFitError, DtypeError, KernelError, RequestError
+from danqing.models.tiling import SMALLEST, tiles_of
 from danqing.quantities import size
 from danqing.rates import measured
 from danqing.request import Request
@@ -96,6 +97,7 @@ class Plan:
     components: tuple[PlannedComponent, ...]
     kept: tuple[str, ...]
     ring_bytes: int
+    tile: int
     limit_bytes: int | None
     limit_reason: str
     picture: str
@@ -133,6 +135,8 @@ class Plan:
             reason = f"; {part.reason}" if part.reason else ""
             where = f" on {part.device}" if part.device else ""
             yield f"  {part.name}", f"{size(part.bytes)} {part.dtype}, {how}{where}{reason}"
+        if self.tile:
+            yield "tiles", f"of {self.tile} pixels, for decoding whole would not fit, or as asked"
         yield "memory", f"{size(self.predicted_peak_bytes)} at the most, for {self.picture}"
         if self.seconds:
             stages = ", ".join(f"{name} {_time(value)}" for name, value in self.seconds.items())
@@ -153,6 +157,7 @@ def make_plan(
     fused: str = "auto",
     places: Mapping[str, Device] = {},
     memory: int | None = None,
+    tile: str = "auto",
     request: Request | None = None,
     pictures: int = 1,
 ) -> Plan:
@@ -169,6 +174,8 @@ def make_plan(
         fused: `auto`: those the device prefers; `off`, `all`, or names with commas between.
         places: components that are elsewhere.
         memory: bytes that the run may take; those that are free, if it is left out.
+        tile: `auto`: the autoencoder decodes in tiles if the whole picture does not fit; `off`; or
+            their side in pixels.
         request: resolved: what the memory is planned for; a picture of the model's own size.
         pictures: computed together.
 
@@ -188,7 +195,8 @@ def make_plan(
     if request is None:
         request, _ = model.spec.resolve(Request(prompt="a"))
     work = _work(model, device, request, pictures, chosen)
-    fitting = _Fitting(model, device, components, work, memory)
+    side = _tile(tile, model, request)
+    fitting = _Fitting(model, device, components, work, memory=memory, tile=side)
     arranged, place_why = fitting.choose(placement)
     if compile_with != "off" and arranged.streamed:
         raise KernelError(
@@ -215,6 +223,7 @@ def make_plan(
         components=tuple(fitting.placed(part, arranged) for part in components),
         kept=arranged.kept,
         ring_bytes=arranged.ring,
+        tile=arranged.tile * (request.height or 0) // _latent_size(model, request)[0],
         limit_bytes=fitting.limit,
         limit_reason=fitting.limit_reason,
         picture=_in_words(request, pictures),
@@ -331,13 +340,39 @@ def _components(
 
 
 def _work(model: Model, device: Device, request: Request, pictures: int, dtype: str) -> Work:
+    activations = model.activations(request, pictures, DTYPES[dtype])
+    height, width = _latent_size(model, request)
+    joined = 4 * 4 * (request.height or 0) * (request.width or 0) * pictures
     return Work(
         stages={stage: model.needs(stage, request) for stage in model.stages},
-        activations=model.activations(request, pictures, DTYPES[dtype]),
+        activations=activations,
         flops=model.flops(request, pictures),
         steps=(request.num_inference_steps or 1) * request.num_images_per_prompt,
         base=device.base_bytes(),
+        tiles={
+            side: activations["decode"] * min(side, height) * min(side, width) // (height * width)
+            + joined
+            for side in tiles_of(height, width)
+        },
     )
+
+
+def _latent_size(model: Model, request: Request) -> tuple[int, int]:
+    height, width = model.draw(request, 0)[0].shape[-2:]
+    return int(height), int(width)
+
+
+def _tile(asked: str, model: Model, request: Request) -> int | None:
+    """Return the side of tiles in latents, 0 for none, or None if it may be chosen."""
+    if asked in ("auto", "off"):
+        return None if asked == "auto" else 0
+    per = (request.height or 0) // _latent_size(model, request)[0]
+    least = SMALLEST * per
+    if not asked.isdigit() or int(asked) < least:
+        raise RequestError(
+            "that is no tile", seen=asked, allowed=f"auto, off, or {least} and more pixels"
+        )
+    return int(asked) // per
 
 
 class _Fitting:
@@ -349,12 +384,15 @@ class _Fitting:
         device: Device,
         components: tuple[PlannedComponent, ...],
         work: Work,
+        *,
         memory: int | None,
+        tile: int | None,
     ) -> None:
         self._model = model
         self._device = device
         self._work = work
         self._dtype = components[-1].dtype
+        self._tile = tile
         self.parts = {part.name: self._part(part) for part in components}
         self.limit, self.limit_reason = self._limit(memory)
 
@@ -410,14 +448,25 @@ class _Fitting:
         limit = math.inf if self.limit is None else self.limit
         tried: list[Arrangement] = []
         for found in self._arrangements(asked):
-            if found.peak <= limit:
-                return found, self._reason(found, asked, tried)
-            tried.append(found)
+            for one in self._tilings(found, limit):
+                if one.peak <= limit:
+                    return one, self._reason(one, asked, tried)
+                tried.append(one)
         if not tried:
             raise RequestError(
                 "nothing in this model is large enough to be streamed", seen=f"--placement {asked}"
             )
         raise self._too_large(tried, asked)
+
+    def _tilings(self, found: Arrangement, limit: float) -> Iterator[Arrangement]:
+        """Yield an arrangement, and with tiles if only decoding is too large, or as asked."""
+        if self._tile:
+            yield dataclasses.replace(found, tile=self._tile)
+            return
+        yield found
+        others = [peak for stage, peak in found.peaks.items() if stage != "decode"]
+        if self._tile is None and max(others) <= limit:
+            yield from budget.tiled(found, self._work)
 
     def _arrangements(self, asked: str) -> Iterator[Arrangement]:
         parts, work = self.parts, self._work

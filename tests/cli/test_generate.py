@@ -146,8 +146,9 @@ def test_a_dry_run_touches_no_weights_and_writes_nothing(tmp_path: Path) -> None
     toys.write_clip_tokenizer(folder / "clip")
     toys.write_t5_tokenizer(folder / "t5")
     before = sorted(tmp_path.rglob("*"))
-    arguments = ("-m", folder, "--dry-run", "--size", "1000x500", "--dtype", "bfloat16")
-    arguments += ("--memory", "8GiB")
+    arguments = (
+        "-m", folder, "--dry-run", "--size", "1000x500", "--dtype", "bfloat16", "--memory", "8GiB",
+    )  # fmt: skip
     result = invoke("generate", "a cat", *arguments, "--device", "cpu", "--json")
     row = json.loads(result.stdout)
     assert row["request"]["height"] == 496

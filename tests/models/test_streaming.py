@@ -157,7 +157,7 @@ def test_what_is_needed_once_is_no_part_of_a_block(flux: Path) -> None:
 
 
 def test_the_second_picture_of_a_prompt_runs_no_modulation_again(flux: Path) -> None:
-    seen = []
+    seen: list[tuple[torch.Tensor, ...]] = []
     with danqing.open(flux, device=CPU) as engine:
         for seed in (1, 2, 1):
             engine.generate("a boat", seed=seed, height=64, width=64, num_inference_steps=2)

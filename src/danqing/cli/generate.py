@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from danqing.cli.offline import offline_proof
 from danqing.cli.progress import make_listener
+from danqing.devices import OWN_ATTENTION
 from danqing.errors import (
     CheckpointError,
     DanqingError,
@@ -20,7 +21,6 @@ from danqing.errors import (
     OutputError,
     RequestError,
 )
-from danqing.devices import OWN_ATTENTION
 from danqing.models import identify
 from danqing.pictures import check_target, fill_template, read_record
 from danqing.plan import ATTENTION
@@ -57,6 +57,7 @@ class Job:
     dtype: str | None
     placement: str | None
     memory: str | None
+    tile: str | None
     attention: str | None
     deterministic: bool
     compile_with: str | None
@@ -100,6 +101,7 @@ class Opening:
     components: Mapping[str, str]
     placement: str = "auto"
     memory: int | None = None
+    tile: str = "auto"
     planned_for: Request | None = None
     batch: int = 1
     attention: str = "auto"
@@ -207,6 +209,7 @@ def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
             dtype=opening.dtype,
             placement=opening.placement,
             memory=opening.memory,
+            tile=opening.tile,
             planned_for=opening.planned_for,
             batch=opening.batch,
             attention=opening.attention,
@@ -239,6 +242,7 @@ def _plain(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]
             components=read_components(job.components),
             placement=job.placement or "auto",
             memory=read_memory(job.memory),
+            tile=job.tile or "auto",
             attention=job.attention or "auto",
             deterministic=job.deterministic,
             compile_with=job.compile_with or "off",
@@ -347,6 +351,7 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         threads = origin["device"]["threads"]
         deterministic = bool(origin["device"].get("deterministic"))
         compiled = str(origin["device"].get("compiled", "off"))
+        tile = str(origin["device"].get("tile") or "off")
         fused = ",".join(origin["device"].get("fused", [])) or "off"
         # older records have a sentence there: torch always chose
         attention = next((name for name in ATTENTION if name == origin["attention"]), "auto")
@@ -371,6 +376,7 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         components={**components, **read_components(job.components)},
         placement=job.placement or "auto",
         memory=read_memory(job.memory),
+        tile=job.tile or tile,
         attention=job.attention or attention,
         deterministic=job.deterministic or deterministic,
         compile_with=job.compile_with or compiled,

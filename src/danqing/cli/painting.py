@@ -123,6 +123,14 @@ def _flags(
             "12000MB.  [default: nine tenths of what is free]",
         ),
     ] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="auto (decode in tiles if the whole picture does not fit), off, or the side of "
+            "the tiles in pixels.  [default: auto]",
+        ),
+    ] = None,
     attention: Annotated[
         str | None,
         typer.Option(
@@ -195,6 +203,9 @@ def _probing_flags(
         str, typer.Option(metavar="NAME", help="As in generate.  [default: auto]")
     ] = "auto",
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="As in generate.")] = None,
+    tile: Annotated[
+        str, typer.Option(metavar="N", help="As in generate.  [default: auto]")
+    ] = "auto",
     attention: Annotated[
         str, typer.Option(metavar="NAME", help="As in generate.  [default: auto]")
     ] = "auto",

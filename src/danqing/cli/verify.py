@@ -86,6 +86,7 @@ class TraceJob:
     dtype: str
     placement: str
     memory: str | None
+    tile: str
     attention: str
     deterministic: bool
     compile_with: str
@@ -103,6 +104,7 @@ class TraceJob:
             components=read_components(self.components),
             placement=self.placement,
             memory=read_memory(self.memory),
+            tile=self.tile,
             attention=self.attention,
             deterministic=self.deterministic,
             compile_with=self.compile_with,
@@ -114,6 +116,7 @@ class TraceJob:
         """Return the flags that run the same in another process."""
         flags = ["--model-path", self.model_path, "--device", self.device, "--dtype", self.dtype]
         flags += ["--placement", self.placement, "--attention", self.attention]
+        flags += ["--tile", self.tile] if self.tile != "auto" else []
         flags += ["--memory", self.memory] if self.memory is not None else []
         flags += ["--deterministic"] if self.deterministic else []
         flags += ["--compile", self.compile_with] if self.compile_with != "off" else []
@@ -135,6 +138,7 @@ def trace_job(prompt: str, device: str, given: Mapping[str, Any]) -> TraceJob:
         dtype=given["dtype"],
         placement=given["placement"],
         memory=given["memory"],
+        tile=given["tile"],
         attention=given["attention"],
         deterministic=given["deterministic"],
         compile_with=given["compile_with"],

@@ -185,6 +185,11 @@ class Device(ABC):
         """Whether weights mapped from disk can be used in place."""
         return False
 
+    @contextlib.contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Expect tensors of the same sizes again and again, as long as this lasts."""
+        yield
+
     def staging(self, size: int) -> torch.Tensor:
         """Return memory of the host that files are read into: uint8, aligned to large pages.
 

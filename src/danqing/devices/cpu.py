@@ -14,7 +14,7 @@ from danqing.devices import native
 from danqing.devices.base import Availability, Computes, Device, Memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 _FLOAT16_FLAGS = {"avx512_fp16", "amx_fp16", "asimdhp", "fphp"}
@@ -63,14 +63,31 @@ class Cpu(Device):
         return native.kernels() if native.available(cpu_flags()) else {}
 
     def preferred(self, dtype: str) -> tuple[str, tuple[str, ...]]:
-        """Our own in bfloat16: they round less often than torch's (tests/devices/test_native.py)."""
+        """Our own in bfloat16: they round less often than torch's (test_native.py)."""
         if dtype != "bfloat16" or not native.available(cpu_flags()):
             return "auto", ()
         return "native", tuple(native.kernels())
 
-    def prepare(self) -> None:
-        """Keep freed memory for the next tensor (see `keep_freed_memory`)."""
-        keep_freed_memory()
+    @contextlib.contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Let glibc's allocator keep what tensors give back, instead of unmapping it.
+
+        By default each large tensor is new memory, whose pages are filled with zeros one by one
+        when they are touched: FLUX.1's step at 512x512 took 43 s so and 32 s with this, streamed on
+        a virtual machine with 2 cores (benchmarks/README.md). Where sizes change from layer to
+        layer, as in an autoencoder, it would keep twice the memory that is in use. Other C
+        libraries are left as they are.
+        """
+        library = _c_library()
+        if library is None:
+            yield
+            return
+        _set_options(library, _KEEPING)
+        try:
+            yield
+        finally:
+            _set_options(library, _DEFAULT)
+            library.malloc_trim(0)
 
     def memory(self) -> Memory | None:
         """Return the memory of the host, or of the container if that is smaller."""
@@ -111,23 +128,13 @@ class Cpu(Device):
 
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of <malloc.h>
-_LARGEST_INT = 2**31 - 1
-_PADDING = 64 << 20
+_KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20}
+_DEFAULT = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 128 << 10, _TOP_PAD: 128 << 10}
 
 
-@lru_cache(maxsize=1)
-def keep_freed_memory() -> None:
-    """Let glibc's allocator keep what tensors give back, instead of unmapping it.
-
-    By default each large tensor is new memory, whose pages are filled with zeros one by one when
-    they are touched. FLUX.1's step at 512x512 took 43 s so and 32 s with this, streamed on a
-    virtual machine with 2 cores (benchmarks/README.md). Other C libraries are left as they are.
-    """
-    library = _c_library()
-    if library is not None:
-        library.mallopt(_MMAP_MAX, 0)
-        library.mallopt(_TRIM_THRESHOLD, _LARGEST_INT)
-        library.mallopt(_TOP_PAD, _PADDING)
+def _set_options(library: Any, options: Mapping[int, int]) -> None:
+    for option, value in options.items():
+        library.mallopt(option, value)
 
 
 @lru_cache(maxsize=1)

@@ -132,7 +132,7 @@ def _fused_rms_norm(layer: Any, kernel: Callable[..., Any], states: torch.Tensor
 
 
 def _fuse_gelu(layer: Any, kernel: Callable[..., Any]) -> None:
-    """Let a GELU by tanh be computed by a kernel: torch's layer, and diffusers' with its product."""
+    """Let a GELU by tanh be computed by a kernel: torch's layer, and diffusers' own."""
     from diffusers.models.activations import GELU
 
     if type(layer) is torch.nn.GELU and layer.approximate == "tanh":
@@ -141,9 +141,7 @@ def _fuse_gelu(layer: Any, kernel: Callable[..., Any]) -> None:
         layer.gelu = partial(_or_else, kernel, layer.gelu)
 
 
-def _or_else(
-    kernel: Callable[..., Any], plain: Callable[..., Any], *given: Any
-) -> torch.Tensor:
+def _or_else(kernel: Callable[..., Any], plain: Callable[..., Any], *given: Any) -> torch.Tensor:
     found: torch.Tensor | None = kernel(*given)
     return plain(*given) if found is None else found
 

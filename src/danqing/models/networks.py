@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from danqing.weights import Checkpoint, Component
 
 
+_LARGE_CHANNELS = 128
+
+
 @dataclass(frozen=True)
 class Network:
     """How to make one of the networks from its config, its key map, and tensors without use."""
@@ -163,6 +166,8 @@ class NetworksModel(Model):
             streamed={name for unit in units for name in unit.tensors},
             **({} if streaming is None else {"read": streaming.read}),
         )
+        if component == "vae" and _likes_channels_last(module, device, wanted):
+            module.apply(_channels_last)
         if streaming is not None:
             source = Source(part, pieces, dtype_of, streaming.device)
             streaming.attach(component, module, source, units)
@@ -186,6 +191,20 @@ class NetworksModel(Model):
         rows = network.rows(shapes)
         self._pieces[component] = match(part, shapes, rows, ignored=network.ignored)
         return self._pieces[component]
+
+
+def _channels_last(layer: torch.nn.Module) -> None:
+    if isinstance(layer, torch.nn.Conv2d):
+        layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def _likes_channels_last(module: Any, device: torch.device, dtype: torch.dtype) -> bool:
+    """Say whether its convolutions are faster so: in bfloat16 on a CPU, where they are large.
+
+    Decoding 512x512 took 3.2 s against 3.9 s, and a third less memory (benchmarks/README.md).
+    """
+    channels = module.config["block_out_channels"][0]
+    return device.type == "cpu" and dtype is torch.bfloat16 and channels >= _LARGE_CHANNELS
 
 
 # --- what it takes ------------------------------------------------------------------------------

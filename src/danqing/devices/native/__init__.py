@@ -147,9 +147,7 @@ def rope(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torc
         return None
     CALLS["rope"] += 1
     out = states.new_empty(states.shape)
-    load().danqing_rope(
-        *map(_at, (states, cosine, sine, out)), *map(ctypes.c_int64, states.shape)
-    )
+    load().danqing_rope(*map(_at, (states, cosine, sine, out)), *map(ctypes.c_int64, states.shape))
     return out
 
 
