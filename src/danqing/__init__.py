@@ -51,6 +51,7 @@ def open(  # noqa: A001
     placement: str = "auto",
     memory: int | None = None,
     tile: str = "auto",
+    quantise: str = "off",
     attention: str = "auto",
     deterministic: bool = False,
     compile_with: str = "off",
@@ -73,6 +74,8 @@ def open(  # noqa: A001
             nine tenths of what is free.
         tile: `auto`: pictures are decoded in tiles if they do not fit whole; `off`; or the side
             of the tiles in pixels.
+        quantise: `off`; or `int8`: the transformer's blocks compute with bytes, which is faster and
+            not exact.
         attention: `auto`: our own on a CPU in bfloat16 where it is for that CPU, else `torch`: the
             kernel torch prefers; or `native`, `math`, `flash`, `efficient`, `cudnn`; on an NPU
             also `npu` or `mindie`.
@@ -102,6 +105,7 @@ def open(  # noqa: A001
         placement=placement,
         memory=memory,
         tile=tile,
+        quantise=quantise,
         attention=attention,
         deterministic=deterministic,
         compile_with=compile_with,

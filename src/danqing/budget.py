@@ -42,12 +42,14 @@ class Part:
         bytes: of all its weights where they are computed.
         blocks: what of it can be streamed, in order.
         extra: bytes that are needed beside them while it is read whole.
+        settles: its blocks are streamed once, and stay in another form, of which `bytes` are.
     """
 
     name: str
     bytes: int
     blocks: tuple[Block, ...] = ()
     extra: int = 0
+    settles: bool = False
 
     @property
     def rest(self) -> int:
@@ -144,8 +146,8 @@ def streamings(
         for stage, names in work.stages.items()
         for name in names
         if parts[name].blocks
-        and (all_of_it or staged(parts, work).peaks[stage] > limit)
-        and _is_large(parts, names, name)
+        and (all_of_it or parts[name].settles or staged(parts, work).peaks[stage] > limit)
+        and (parts[name].settles or _is_large(parts, names, name))
     ]
     chosen = list(dict.fromkeys(chosen))
     if not chosen:
@@ -156,7 +158,9 @@ def streamings(
         plain = _streaming(parts, work, dict.fromkeys(chosen, ()), ring)
         stay: dict[str, tuple[str, ...]] = dict.fromkeys(chosen, ())
         room = limit - plain.peaks["denoise"]
-        if "transformer" in stay and not all_of_it:
+        if parts["transformer"].settles:
+            stay["transformer"] = tuple(b.name for b in parts["transformer"].blocks if not b.once)
+        elif "transformer" in stay and not all_of_it:
             stay["transformer"] = staying(parts["transformer"], work, room, rates)
         yield _keeping(_streaming(parts, work, stay, ring), parts, work, limit)
 

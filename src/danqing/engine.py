@@ -10,7 +10,7 @@ import secrets
 import sys
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from danqing import devices, models, plan, weights
@@ -105,6 +105,7 @@ class Engine:
         allow_pt: bool = False,
         memory: int | None = None,
         tile: str = "auto",
+        quantise: str = "off",
         planned_for: Request | None = None,
         batch: int = 1,
     ) -> Engine:
@@ -133,6 +134,7 @@ class Engine:
             places=places,
             memory=memory,
             tile=tile,
+            quantise=quantise,
             request=None if planned_for is None else spec.resolve(planned_for)[0],
             pictures=batch,
         )
@@ -568,6 +570,7 @@ class Engine:
 
     def _streaming_of(self, name: str) -> Streaming | None:
         """Return what a component needs to be streamed, if the plan says that it is."""
+        from danqing.models.quantising import to_int8
         from danqing.models.streaming import Ring, Streaming
         from danqing.weights.ranges import RangeReader
 
@@ -578,7 +581,8 @@ class Engine:
             direct = self._device.shares_host_memory()
             ring = Ring(self.plan.ring_bytes, self._device)
             self._streaming = Streaming(self._device, ring, RangeReader(direct=direct))
-        self._streaming.resident = part.staying
+        self._streaming.resident = () if part.arithmetic else part.staying
+        self._streaming.settle = partial(to_int8, self._device) if part.arithmetic else None
         return self._streaming
 
     def _drop_stage(self, stage: str) -> None:
@@ -662,6 +666,7 @@ class Engine:
             "compiled": self.plan.compiled,
             "fused": list(self.plan.fused),
             "tile": self.plan.tile,
+            "quantised": {p.name: p.arithmetic for p in self.plan.components if p.arithmetic},
             "places": {name: device.name for name, device in self._places.items()},
             "reason": self.plan.device_reason,
         }

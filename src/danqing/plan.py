@@ -61,6 +61,7 @@ class PlannedComponent:
         placement: `resident`, `staged` or `streamed`.
         blocks: that are streamed, or stay while others are streamed.
         staying: names of those that stay.
+        arithmetic: `int8` if its blocks compute with bytes, else empty.
     """
 
     name: str
@@ -73,6 +74,7 @@ class PlannedComponent:
     placement: Placement = "resident"
     blocks: int = 0
     staying: tuple[str, ...] = ()
+    arithmetic: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,7 @@ class Plan:
             how = "mapped from disk" if part.mapped else "in memory"
             if part.placement == "streamed":
                 how = f"streamed, {len(part.staying)} of {part.blocks} blocks stay"
+                how += f" in {part.arithmetic} and compute so" if part.arithmetic else ""
             reason = f"; {part.reason}" if part.reason else ""
             where = f" on {part.device}" if part.device else ""
             yield f"  {part.name}", f"{size(part.bytes)} {part.dtype}, {how}{where}{reason}"
@@ -158,6 +161,7 @@ def make_plan(
     places: Mapping[str, Device] = {},
     memory: int | None = None,
     tile: str = "auto",
+    quantise: str = "off",
     request: Request | None = None,
     pictures: int = 1,
 ) -> Plan:
@@ -176,6 +180,7 @@ def make_plan(
         memory: bytes that the run may take; those that are free, if it is left out.
         tile: `auto`: the autoencoder decodes in tiles if the whole picture does not fit; `off`; or
             their side in pixels.
+        quantise: `off`; `int8`: the transformer's blocks compute with bytes, which is not exact.
         request: resolved: what the memory is planned for; a picture of the model's own size.
         pictures: computed together.
 
@@ -195,8 +200,16 @@ def make_plan(
     if request is None:
         request, _ = model.spec.resolve(Request(prompt="a"))
     work = _work(model, device, request, pictures, chosen)
-    side = _tile(tile, model, request)
-    fitting = _Fitting(model, device, components, work, memory=memory, tile=side)
+    _check_quantise(quantise, device)
+    fitting = _Fitting(
+        model,
+        device,
+        components,
+        work,
+        memory=memory,
+        tile=_tile(tile, model, request),
+        int8=quantise == "int8",
+    )
     arranged, place_why = fitting.choose(placement)
     if compile_with != "off" and arranged.streamed:
         raise KernelError(
@@ -232,6 +245,19 @@ def make_plan(
         seconds=fitting.seconds(arranged),
         assumptions=model.assumptions(),
     )
+
+
+def _check_quantise(asked: str, device: Device) -> None:
+    import torch
+
+    if asked not in ("off", "int8"):
+        raise RequestError("there is no such quantisation", seen=asked, allowed="off, int8")
+    if asked == "int8" and device.int8_linear(torch.zeros(16, 16), None) is None:
+        raise KernelError(
+            f"{device.name} ({device.chip}) has no arithmetic in int8 that danqing knows",
+            seen="--quantise int8",
+            allowed="off",
+        )
 
 
 def _compiler(asked: str, device: Device) -> str:
@@ -387,12 +413,14 @@ class _Fitting:
         *,
         memory: int | None,
         tile: int | None,
+        int8: bool,
     ) -> None:
         self._model = model
         self._device = device
         self._work = work
         self._dtype = components[-1].dtype
         self._tile = tile
+        self._int8 = int8
         self.parts = {part.name: self._part(part) for part in components}
         self.limit, self.limit_reason = self._limit(memory)
 
@@ -408,22 +436,26 @@ class _Fitting:
     def _part(self, component: PlannedComponent) -> Part:
         if component.device:
             return Part(name=component.name, bytes=0)
+        settles = self._int8 and component.name == "transformer"
+        itemsize = DTYPES[component.dtype]
         blocks = tuple(
             Block(
                 name=unit.name,
                 disk=disk,
-                bytes=unit.elements * DTYPES[component.dtype],
+                bytes=unit.elements * (1 if settles and not unit.once else itemsize),
                 once=unit.once,
             )
             for unit, disk in self._model.units(component.name)
         )
+        saved = sum(b.bytes for b in blocks if not b.once) * (itemsize - 1) if settles else 0
         on_disk = self._model.checkpoint.component(component.name).size_bytes
         copied = self._device.shares_host_memory() and component.stored != component.dtype
         return Part(
             name=component.name,
-            bytes=component.bytes,
+            bytes=component.bytes - saved,
             blocks=blocks if component.name != "vae" else (),
             extra=on_disk if copied else 0,
+            settles=settles,
         )
 
     @cached_property
@@ -471,9 +503,9 @@ class _Fitting:
     def _arrangements(self, asked: str) -> Iterator[Arrangement]:
         parts, work = self.parts, self._work
         limit = sys.maxsize if self.limit is None else self.limit
-        if asked in ("auto", "resident"):
+        if asked in ("auto", "resident") and not self._int8:
             yield budget.resident(parts, work)
-        if asked in ("auto", "staged"):
+        if asked in ("auto", "staged") and not self._int8:
             yield budget.staged(parts, work, limit)
         if asked in ("auto", "streamed"):
             rates = self._rates if self._device.shares_host_memory() else None
@@ -523,6 +555,7 @@ class _Fitting:
             placement="streamed",
             blocks=len(blocks),
             staying=found.streamed[part.name],
+            arithmetic="int8" if self.parts[part.name].settles else "",
         )
 
     def seconds(self, found: Arrangement) -> dict[str, float]:

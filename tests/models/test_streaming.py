@@ -316,3 +316,37 @@ def test_what_is_compiled_cannot_be_streamed(flux: Path) -> None:
 def test_no_such_placement(flux: Path) -> None:
     with pytest.raises(RequestError, match="resident, staged, streamed"):
         danqing.open(flux, device=CPU, placement="cloud")
+
+
+# --- int8 ----------------------------------------------------------------------------------------
+
+
+def test_int8_is_alike_and_streams_each_block_once() -> None:
+    from danqing.verify.metrics import compare
+
+    if devices.select(CPU).device.int8_linear(torch.zeros(16, 16), None) is None:
+        pytest.skip("this processor has no products of bytes")
+    found = {}
+    for quantise in ("off", "int8"):
+        with danqing.open("pocket", device=CPU, quantise=quantise) as engine:
+            two = engine.generate("three blue mountains", seed=1, num_images_per_prompt=2)
+            found[quantise] = two.pictures[0].image
+            if engine._streaming is not None:
+                streamed = engine._streaming.streamed["transformer"]
+                sizes = {u.name: b for u, b in engine._model.units("transformer")}
+                assert streamed.read_bytes == sum(sizes.values())
+                assert two.pictures[0].provenance.device["quantised"] == {"transformer": "int8"}
+    difference = compare(found["off"], found["int8"])
+    assert difference.psnr > 30
+    assert difference.ssim > 0.9
+    assert difference.largest > 0
+
+
+def test_no_int8_where_the_device_has_none(flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from danqing.devices import cpu
+
+    monkeypatch.setattr(cpu, "cpu_flags", frozenset)
+    with pytest.raises(danqing.errors.KernelError, match="no arithmetic in int8"):
+        danqing.open(flux, device=CPU, quantise="int8")
+    with pytest.raises(RequestError, match="off, int8"):
+        danqing.open(flux, device=CPU, quantise="int4")

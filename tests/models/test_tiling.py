@@ -32,11 +32,10 @@ def test_what_depends_on_nothing_around_it_is_joined_exactly(
 
 def test_tiles_in_a_picture() -> None:
     """The pocket model's decoder, trained: over 40 dB, and no more along seams than elsewhere."""
-    options = {"seed": 1, "height": 512, "width": 512}
     found = {}
     for tile in ("off", "384", "256"):
         with danqing.open("pocket", device="cpu", dtype="float32", tile=tile) as engine:
-            picture = engine.generate(PROMPT, **options).pictures[0]
+            picture = engine.generate(PROMPT, seed=1, height=512, width=512).pictures[0]
             found[tile] = np.asarray(picture.image, dtype=float)
             assert picture.provenance.device["tile"] == (0 if tile == "off" else int(tile))
     error = {tile: (found[tile] - found["off"]) ** 2 for tile in ("384", "256")}

@@ -58,6 +58,7 @@ class Job:
     placement: str | None
     memory: str | None
     tile: str | None
+    quantise: str | None
     attention: str | None
     deterministic: bool
     compile_with: str | None
@@ -102,6 +103,7 @@ class Opening:
     placement: str = "auto"
     memory: int | None = None
     tile: str = "auto"
+    quantise: str = "off"
     planned_for: Request | None = None
     batch: int = 1
     attention: str = "auto"
@@ -210,6 +212,7 @@ def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
             placement=opening.placement,
             memory=opening.memory,
             tile=opening.tile,
+            quantise=opening.quantise,
             planned_for=opening.planned_for,
             batch=opening.batch,
             attention=opening.attention,
@@ -243,6 +246,7 @@ def _plain(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]
             placement=job.placement or "auto",
             memory=read_memory(job.memory),
             tile=job.tile or "auto",
+            quantise=job.quantise or "off",
             attention=job.attention or "auto",
             deterministic=job.deterministic,
             compile_with=job.compile_with or "off",
@@ -351,6 +355,7 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         threads = origin["device"]["threads"]
         deterministic = bool(origin["device"].get("deterministic"))
         compiled = str(origin["device"].get("compiled", "off"))
+        quantise = "int8" if origin["device"].get("quantised") else "off"
         tile = str(origin["device"].get("tile") or "off")
         fused = ",".join(origin["device"].get("fused", [])) or "off"
         # older records have a sentence there: torch always chose
@@ -377,6 +382,7 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
         placement=job.placement or "auto",
         memory=read_memory(job.memory),
         tile=job.tile or tile,
+        quantise=job.quantise or quantise,
         attention=job.attention or attention,
         deterministic=job.deterministic or deterministic,
         compile_with=job.compile_with or compiled,

@@ -123,6 +123,14 @@ def _flags(
             "12000MB.  [default: nine tenths of what is free]",
         ),
     ] = None,
+    quantise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="off, or int8: the transformer's blocks compute with bytes. Faster and half as "
+            "large, and not exact; verify parity says how far off.  [default: off]",
+        ),
+    ] = None,
     tile: Annotated[
         str | None,
         typer.Option(
@@ -203,6 +211,9 @@ def _probing_flags(
         str, typer.Option(metavar="NAME", help="As in generate.  [default: auto]")
     ] = "auto",
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="As in generate.")] = None,
+    quantise: Annotated[
+        str, typer.Option(metavar="NAME", help="As in generate.  [default: off]")
+    ] = "off",
     tile: Annotated[
         str, typer.Option(metavar="N", help="As in generate.  [default: auto]")
     ] = "auto",

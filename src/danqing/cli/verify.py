@@ -87,6 +87,7 @@ class TraceJob:
     placement: str
     memory: str | None
     tile: str
+    quantise: str
     attention: str
     deterministic: bool
     compile_with: str
@@ -105,6 +106,7 @@ class TraceJob:
             placement=self.placement,
             memory=read_memory(self.memory),
             tile=self.tile,
+            quantise=self.quantise,
             attention=self.attention,
             deterministic=self.deterministic,
             compile_with=self.compile_with,
@@ -116,6 +118,7 @@ class TraceJob:
         """Return the flags that run the same in another process."""
         flags = ["--model-path", self.model_path, "--device", self.device, "--dtype", self.dtype]
         flags += ["--placement", self.placement, "--attention", self.attention]
+        flags += ["--quantise", self.quantise] if self.quantise != "off" else []
         flags += ["--tile", self.tile] if self.tile != "auto" else []
         flags += ["--memory", self.memory] if self.memory is not None else []
         flags += ["--deterministic"] if self.deterministic else []
@@ -139,6 +142,7 @@ def trace_job(prompt: str, device: str, given: Mapping[str, Any]) -> TraceJob:
         placement=given["placement"],
         memory=given["memory"],
         tile=given["tile"],
+        quantise=given["quantise"],
         attention=given["attention"],
         deterministic=given["deterministic"],
         compile_with=given["compile_with"],

@@ -108,6 +108,19 @@ class Device(ABC):
         """
         return {}
 
+    def int8_linear(
+        self,
+        weight: torch.Tensor,  # noqa: ARG002
+        bias: torch.Tensor | None,  # noqa: ARG002
+    ) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Return a linear layer that computes in int8, or None where there is none.
+
+        Args:
+            weight: (out, in); not kept.
+            bias: (out,), kept; or None.
+        """
+        return None
+
     def preferred(self, dtype: str) -> tuple[str, tuple[str, ...]]:  # noqa: ARG002
         """Return attention and fused kernels that compute in a dtype unless others are asked for.
 

@@ -16,7 +16,10 @@ from danqing.devices.base import Availability, Computes, Device, Memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    import torch
+
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
+_INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 _FLOAT16_FLAGS = {"avx512_fp16", "amx_fp16", "asimdhp", "fphp"}
 _SHOWN_FLAGS = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile", "amx_int8", "sve"}
 
@@ -55,7 +58,7 @@ class Cpu(Device):
     @property
     def attentions(self) -> Mapping[str, Callable[..., Any]]:
         """Our own kernel, where the processor is one that it is for."""
-        return {"native": native.attention} if native.available(cpu_flags()) else {}
+        return {"native": native.attention} if native.has_attention(cpu_flags()) else {}
 
     @property
     def fused(self) -> Mapping[str, Callable[..., Any]]:
@@ -66,7 +69,18 @@ class Cpu(Device):
         """Our own in bfloat16: they round less often than torch's (test_native.py)."""
         if dtype != "bfloat16" or not native.available(cpu_flags()):
             return "auto", ()
-        return "native", tuple(native.kernels())
+        own = "native" if native.has_attention(cpu_flags()) else "auto"
+        return own, tuple(native.kernels())
+
+    def int8_linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Return a linear layer in int8, where the processor has products of bytes."""
+        if not _INT8_FLAGS & cpu_flags():
+            return None
+        from danqing.devices.native.int8 import Int8Linear
+
+        return Int8Linear(weight, bias)
 
     @contextlib.contextmanager
     def repeating(self) -> Iterator[None]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from danqing.weights import Component
     from danqing.weights.ranges import Layout, Reading, Span
 
+    Settle = Callable[[torch.nn.Module], set[int]]
+
 
 _STREAMED = "_danqing_streamed"
 
@@ -184,8 +186,10 @@ class _Planned:
     unit: Unit
     layout: Layout
     spans: Sequence[Span]
+    module: torch.nn.Module
     parameters: list[torch.Tensor] = field(default_factory=list)
     empty: list[torch.Tensor] = field(default_factory=list)
+    settled: bool = False
 
 
 class Streamed:
@@ -203,6 +207,8 @@ class Streamed:
         units: Sequence[Unit],
         ring: Ring,
         reader: RangeReader,
+        *,
+        settle: Settle | None = None,
     ) -> None:
         """Watch for the layers that need a unit; nothing is read yet.
 
@@ -212,8 +218,10 @@ class Streamed:
             units: in the order in which they are needed.
             ring: memory, which may be other networks' too.
             reader: of the files.
+            settle: makes something of a block when it is there for the first time, which stays.
         """
         self._source = source
+        self._settle = settle
         self._ring = ring
         self._reader = reader
         self.waited = 0.0
@@ -226,7 +234,9 @@ class Streamed:
         own_memory = source.device.shares_host_memory()
         self._uploader = None if own_memory else ThreadPoolExecutor(1, "danqing-upload")
         for index, unit in enumerate(units):
-            for path in dict.fromkeys(name.rpartition(".")[0] for name in unit.tensors):
+            # the block's own hook too: a layer's forward is looked up before its hooks are called
+            layers = (name.rpartition(".")[0] for name in unit.tensors)
+            for path in dict.fromkeys([unit.name, *layers]):
                 hook = partial(self._before, index)
                 module.get_submodule(path).register_forward_pre_hook(hook)
 
@@ -235,7 +245,8 @@ class Streamed:
         spans = spans_of(self._source.component, pieces) or []
         parameters = [_tensor_at(module, name) for name in unit.tensors]
         empty = [parameter.data for parameter in parameters]
-        return _Planned(unit, lay_out(spans), spans, parameters, empty)
+        layer = module.get_submodule(unit.name)
+        return _Planned(unit, lay_out(spans), spans, layer, parameters, empty)
 
     def expect(self, passes: int) -> None:
         """Say how often the network will be computed, so that reading goes on from end to start."""
@@ -259,8 +270,10 @@ class Streamed:
     # --- one unit after the other ------------------------------------------------------------
 
     def _before(self, index: int, module: torch.nn.Module, given: Any) -> None:  # noqa: ARG002
-        if index != self._bound:
+        if index != self._bound and not self._planned[index].settled:
             self._bind(index)
+            if self._settle is not None and not self._planned[index].unit.once:
+                self._settle_down(index, self._settle)
 
     def _bind(self, index: int) -> None:
         """Put a unit's tensors in their places, and begin to read those that come after it."""
@@ -286,6 +299,18 @@ class Streamed:
         self._coming.popleft()
         self._bound = index
 
+    def _settle_down(self, index: int, settle: Settle) -> None:
+        """Let a block stay, in the form that it is given."""
+        planned = self._planned[index]
+        with torch.inference_mode(mode=False), torch.no_grad():
+            changed_ = settle(planned.module)
+            for parameter, empty in zip(planned.parameters, planned.empty, strict=True):
+                gone = id(parameter) in changed_
+                parameter.data = empty if gone else parameter.data.clone()
+        planned.settled = True
+        self._bound = None
+        self._ring.give_back()
+
     def _unbind(self) -> None:
         if self._bound is None:
             return
@@ -297,12 +322,15 @@ class Streamed:
 
     def _read_ahead(self) -> None:
         index = self._coming[-1].index
-        while True:
+        for _ in self._planned:
             index += 1
             if index == len(self._planned):
                 if self._passes <= 1:
                     return
                 index = self._first
+            here = self._settle is not None and not self._planned[index].unit.once
+            if self._planned[index].settled or (here and index <= self._coming[0].index):
+                continue  # it will have settled by then
             if not self._begin(index):
                 return
 
@@ -347,6 +375,7 @@ class Streaming:
         ring: memory that they are read into.
         reader: of the files.
         resident: names of the units that stay.
+        settle: what is made of each block, that stays.
         streamed: by component.
     """
 
@@ -354,13 +383,16 @@ class Streaming:
     ring: Ring
     reader: RangeReader
     resident: Collection[str] = ()
+    settle: Settle | None = None
     streamed: dict[str, Streamed] = field(default_factory=dict)
 
     def attach(
         self, component: str, module: torch.nn.Module, source: Source, units: Sequence[Unit]
     ) -> None:
         """Let a network's units come and go."""
-        self.streamed[component] = Streamed(module, source, units, self.ring, self.reader)
+        self.streamed[component] = Streamed(
+            module, source, units, self.ring, self.reader, settle=self.settle
+        )
         setattr(module, _STREAMED, self.streamed[component])
 
     def read(self, component: Component, piece: Piece) -> torch.Tensor | None:

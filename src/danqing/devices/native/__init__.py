@@ -28,7 +28,12 @@ _LANES = 16
 def available(flags: frozenset[str]) -> bool:
     """Say whether the kernels are for a processor with these features, and can be had here."""
     wanted = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
-    return wanted <= flags and "amx_bf16" not in flags and load() is not None
+    return wanted <= flags and load() is not None
+
+
+def has_attention(flags: frozenset[str]) -> bool:
+    """Say whether attention is among them: with AMX torch's own is faster."""
+    return available(flags) and "amx_bf16" not in flags
 
 
 def _at(tensor: torch.Tensor) -> ctypes.c_void_p:
@@ -149,6 +154,48 @@ def rope(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torc
     out = states.new_empty(states.shape)
     load().danqing_rope(*map(_at, (states, cosine, sine, out)), *map(ctypes.c_int64, states.shape))
     return out
+
+
+def quantised(states: torch.Tensor, *, signed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows in int8 and the scale of each, the largest of a row being 127.
+
+    Args:
+        states: (rows, width), bfloat16.
+        signed: as int8, or as uint8 around 128.
+    """
+    import torch
+
+    rows, width = states.shape
+    kind = torch.int8 if signed else torch.uint8
+    if load() is None or width % _LANES or not states.is_contiguous():
+        values = states.float()
+        scales = values.abs().amax(1).clamp(min=1e-30) / 127
+        whole = (values / scales[:, None]).round() + (0 if signed else 128)
+        return whole.to(kind), scales
+    found = torch.empty(rows, width, dtype=kind)
+    scales = torch.empty(rows)
+    run = load().danqing_quantise_weights if signed else load().danqing_quantise_activations
+    run(_at(states), _at(found), _at(scales), ctypes.c_int64(rows), ctypes.c_int64(width))
+    return found, scales
+
+
+def scale_rows(states: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Multiply rows by a scale each and add a bias, in place.
+
+    Args:
+        states: (rows, width), bfloat16.
+        scales: (rows,), float32.
+        bias: (width,), bfloat16, or None.
+    """
+    rows, width = states.shape
+    if load() is None or width % _LANES:
+        found = states.float() * scales[:, None]
+        states.copy_(found if bias is None else found + bias.float())
+        return
+    plus = ctypes.c_void_p(None) if bias is None else _at(bias)
+    load().danqing_scale_rows(
+        _at(states), _at(scales), plus, ctypes.c_int64(rows), ctypes.c_int64(width)
+    )
 
 
 def kernels() -> dict[str, Any]:

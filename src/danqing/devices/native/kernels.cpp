@@ -324,4 +324,48 @@ void danqing_rope(const bf16* from, const float* cosine, const float* sine, bf16
     }
   }
 }
+
+// Rows to int8 with a scale each; activations as unsigned numbers around 128, weights signed.
+static void quantise_rows(const bf16* from, uint8_t* to, float* scales, int64_t rows,
+                          int64_t width, int offset) {
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    const bf16* x = from + row * width;
+    __m512 most = _mm512_setzero_ps();
+    for (int64_t i = 0; i < width; i += 16)
+      most = _mm512_max_ps(most, _mm512_abs_ps(load16(x + i)));
+    const float scale = std::max(_mm512_reduce_max_ps(most), 1e-30f) / 127.0f;
+    scales[row] = scale;
+    const __m512 by = _mm512_set1_ps(1.0f / scale);
+    for (int64_t i = 0; i < width; i += 16) {
+      const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load16(x + i), by));
+      const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(whole, _mm512_set1_epi32(offset)));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + row * width + i), bytes);
+    }
+  }
+}
+
+void danqing_quantise_activations(const bf16* from, uint8_t* to, float* scales, int64_t rows,
+                                  int64_t width) {
+  quantise_rows(from, to, scales, rows, width, 128);
+}
+
+void danqing_quantise_weights(const bf16* from, uint8_t* to, float* scales, int64_t rows,
+                              int64_t width) {
+  quantise_rows(from, to, scales, rows, width, 0);
+}
+
+// Rows times a scale each, plus a bias; in place.
+void danqing_scale_rows(bf16* states, const float* scales, const bf16* bias, int64_t rows,
+                        int64_t width) {
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    const __m512 by = _mm512_set1_ps(scales[row]);
+    bf16* x = states + row * width;
+    for (int64_t i = 0; i < width; i += 16) {
+      const __m512 plus = bias ? load16(bias + i) : _mm512_setzero_ps();
+      store16(x + i, _mm512_fmadd_ps(load16(x + i), by, plus));
+    }
+  }
+}
 }
