@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from typing import Any
 
 GIB = 2**30
 RUN = """
@@ -37,7 +38,7 @@ peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Vm
 print(json.dumps({"predicted": plan.predicted_peak_bytes, "peak": peak, "tile": plan.tile,
                   "placement": plan.placement, "stages": plan.peak_bytes}))
 """
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     *({"model": "flux", "size": size, "batch": 1, "memory": None, "dtype": "bfloat16"}
       for size in ((256, 256), (512, 512), (768, 512), (1024, 1024))),
     *({"model": "flux", "size": (512, 512), "batch": 1, "memory": memory, "dtype": "bfloat16"}
@@ -60,7 +61,7 @@ ROWS = [
 ]  # fmt: skip
 
 
-def run(place: str, row: dict[str, object]) -> dict[str, object]:
+def run(place: str, row: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-c", RUN, place, json.dumps(row)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -83,13 +84,13 @@ def main() -> None:
         if place is None or (options.only and number not in options.only):
             continue
         found = run(place, row)
-        size = "x".join(map(str, row["size"]))  # type: ignore[call-overload]
+        size = "x".join(map(str, row["size"]))
         what = f"| {number} | {row['model']} | {size} | {row['batch']} | {row['memory'] or '-'} | "
         what += f"{row.get('quantise', '')} {row['dtype']} | "
         if "error" in found:
             print(f"{what}{found['error']} |")
             continue
-        predicted, peak = float(str(found["predicted"])), float(str(found["peak"]))
+        predicted, peak = found["predicted"], found["peak"]
         off.append(predicted / peak - 1)
         tile = f", tiles of {found['tile']}" if found["tile"] else ""
         print(

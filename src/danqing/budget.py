@@ -139,7 +139,7 @@ def streamings(
         work: what will be done.
         limit: bytes.
         rates: of this machine; None where reading is always slower than keeping.
-        all_of_it: stream whatever can be, even if it would fit; nothing stays.
+        all_of_it: stream whatever can be, even if it would fit; and keep nothing.
     """
     chosen = [
         name
@@ -162,7 +162,8 @@ def streamings(
             stay["transformer"] = tuple(b.name for b in parts["transformer"].blocks if not b.once)
         elif "transformer" in stay and not all_of_it:
             stay["transformer"] = staying(parts["transformer"], work, room, rates)
-        yield _keeping(_streaming(parts, work, stay, ring), parts, work, limit)
+        found = _streaming(parts, work, stay, ring)
+        yield found if all_of_it else _keeping(found, parts, work, limit)
 
 
 def _is_large(parts: Mapping[str, Part], names: Sequence[str], name: str) -> bool:

@@ -506,7 +506,7 @@ class _Fitting:
         if asked in ("auto", "resident") and not self._int8:
             yield budget.resident(parts, work)
         if asked in ("auto", "staged") and not self._int8:
-            yield budget.staged(parts, work, limit)
+            yield budget.staged(parts, work, limit if asked == "auto" else 0)
         if asked in ("auto", "streamed"):
             rates = self._rates if self._device.shares_host_memory() else None
             every = asked == "streamed"

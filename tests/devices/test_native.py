@@ -72,11 +72,12 @@ def test_elementwise_kernels() -> None:
     shift, factor, _ = scale.chunk(3, 1)
 
     def modulated(kind: Any) -> torch.Tensor:
-        normal = F.layer_norm(kind(states), (48,), eps=1e-6)
-        return normal * (1 + kind(factor)[:, None]) + kind(shift)[:, None]
+        normal: torch.Tensor = F.layer_norm(kind(states), (48,), eps=1e-6)
+        out: torch.Tensor = normal * (1 + kind(factor)[:, None]) + kind(shift)[:, None]
+        return out
 
     weight, heads = draw(48), draw(2, 33, 3, 48)
-    rows = (
+    rows: Any = (
         (native.gelu_tanh(states), lambda k: F.gelu(k(states), approximate="tanh")),
         (native.modulated_norm(states, factor, shift, 1e-6), modulated),
         (native.rms_norm(heads, weight, 1e-6),

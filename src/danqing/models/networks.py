@@ -54,6 +54,7 @@ class NetworksModel(Model):
         super().__init__(checkpoint, spec)
         self._pieces: dict[str, dict[str, Piece]] = {}
         self._checked: dict[str, torch.nn.Module] = {}
+        self._cut: set[str] = set()
 
     @property
     @abstractmethod
@@ -120,9 +121,8 @@ class NetworksModel(Model):
 
     def units(self, component: str) -> list[tuple[Unit, int]]:
         """Return what can be streamed of a network, and the bytes of each on disk."""
-        module = self._checked.get(component) or self.matched(component)[0]
-        pieces = self._pieces[component]
-        module = self.trimmed(component, module)
+        module = self._cut_network(component)
+        pieces = self._pieces.get(component) or self._match(component, self._empty(component))
         part = self.checkpoint.component(component)
         found = []
         for unit in units_of(module, self.once(component, module)):
@@ -141,10 +141,11 @@ class NetworksModel(Model):
         streaming: Streaming | None = None,
     ) -> torch.nn.Module:
         """Read one network's weights, or all but those that are streamed."""
-        module = self._checked.pop(component, None) or self._empty(component)
-        pieces = self._pieces.get(component) or self._match(component, module)
+        pieces = self._pieces.get(component) or self._match(component, self._empty(component))
         wanted: torch.dtype = getattr(torch, dtype)
-        module = self.trimmed(component, module)
+        module = self._cut_network(component)
+        del self._checked[component]
+        self._cut.discard(component)
         kept = shapes_of(module)
         part = self.checkpoint.component(component)
         pieces = {name: piece for name, piece in pieces.items() if name in kept}
@@ -171,6 +172,15 @@ class NetworksModel(Model):
         if streaming is not None:
             source = Source(part, pieces, dtype_of, streaming.device)
             streaming.attach(component, module, source, units)
+        return module
+
+    def _cut_network(self, component: str) -> torch.nn.Module:
+        """Return a network without weights and without the layers that are never computed."""
+        module = self._checked.get(component) or self._empty(component)
+        if component not in self._cut:
+            module = self.trimmed(component, module)
+            self._cut.add(component)
+        self._checked[component] = module
         return module
 
     def _empty(self, component: str) -> torch.nn.Module:

@@ -32,8 +32,8 @@ def to_int8(device: Device, block: torch.nn.Module) -> set[int]:
         product = device.int8_linear(layer.weight.data, _data(layer.bias))
         if product is None:
             continue
-        layer.forward = product  # type: ignore[method-assign]
-        gone |= {id(layer.weight), *([] if layer.bias is None else [id(layer.bias)])}
+        vars(layer)["forward"] = product
+        gone |= {id(parameter) for parameter in layer.parameters()}
     return gone
 
 
