@@ -52,6 +52,7 @@ def open(  # noqa: A001
     memory: int | None = None,
     tile: str = "auto",
     quantise: str = "off",
+    prompt_cache: str | Path | None = None,
     attention: str = "auto",
     deterministic: bool = False,
     compile_with: str = "off",
@@ -76,6 +77,8 @@ def open(  # noqa: A001
             of the tiles in pixels.
         quantise: `off`; or `int8`: the transformer's blocks compute with bytes, which is faster and
             not exact.
+        prompt_cache: a folder where what prompts became is kept: one that comes again needs no text
+            encoder.
         attention: `auto`: our own on a CPU in bfloat16 where it is for that CPU, else `torch`: the
             kernel torch prefers; or `native`, `math`, `flash`, `efficient`, `cudnn`; on an NPU
             also `npu` or `mindie`.
@@ -106,6 +109,7 @@ def open(  # noqa: A001
         memory=memory,
         tile=tile,
         quantise=quantise,
+        prompt_cache=prompt_cache,
         attention=attention,
         deterministic=deterministic,
         compile_with=compile_with,

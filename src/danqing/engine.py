@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing import devices, models, plan, weights
@@ -36,13 +37,13 @@ from danqing.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     import torch
     from PIL.Image import Image
     from typing_extensions import Self
 
     from danqing.models.base import Model, ModelSpec
+    from danqing.models.prompt_cache import PromptCache
     from danqing.models.streaming import Streaming
     from danqing.request import Inside, Listener, Probe
 
@@ -73,6 +74,8 @@ class Engine:
         device: devices.Device,
         the_plan: plan.Plan,
         places: Mapping[str, devices.Device] = {},
+        *,
+        prompt_cache: str | Path | None = None,
     ) -> None:
         """Keep the parts; `Engine.open` finds and checks them."""
         self.checkpoint = checkpoint
@@ -86,6 +89,8 @@ class Engine:
         self._batch_bits: dict[tuple[int, ...], dict[str, Any]] = {}
         self._encoded: dict[tuple[Any, ...], tuple[Any, tuple[str, ...]]] = {}
         self._hooks: _Hooks | None = None
+        self._probing = False
+        self._prompt_folder = prompt_cache
         self._streaming: Streaming | None = None
 
     @classmethod
@@ -106,6 +111,7 @@ class Engine:
         memory: int | None = None,
         tile: str = "auto",
         quantise: str = "off",
+        prompt_cache: str | Path | None = None,
         planned_for: Request | None = None,
         batch: int = 1,
     ) -> Engine:
@@ -138,7 +144,7 @@ class Engine:
             request=None if planned_for is None else spec.resolve(planned_for)[0],
             pictures=batch,
         )
-        return cls(checkpoint, model, selection.device, the_plan, places)
+        return cls(checkpoint, model, selection.device, the_plan, places, prompt_cache=prompt_cache)
 
     def __enter__(self) -> Self:
         """Return the engine itself."""
@@ -186,8 +192,9 @@ class Engine:
         """Read all weights now rather than at the first picture (if the plan keeps them)."""
         if self.plan.placement == "resident":
             self._device.prepare()
-            for names in self._model.stages.values():
-                self._load(names, self._loads, listen)
+            for stage, names in self._model.stages.items():
+                if stage != "encode" or self._prompt_folder is None:  # else it may not be needed
+                    self._load(names, self._loads, listen)
 
     def generate(
         self,
@@ -309,6 +316,7 @@ class Engine:
             inputs: show what these layers were given too, as `inside/.../in/NUMBER`.
         """
         self._encoded.clear()
+        self._probing = True
         self._hooks = _Hooks(probe, inside, inputs=inputs) if inside else None
         for name, module in self._modules.items():
             self._watch(name, module)
@@ -319,6 +327,7 @@ class Engine:
             if self._hooks:
                 self._hooks.remove()
             self._hooks = None
+            self._probing = False
             self._encoded.clear()
         return picture
 
@@ -362,7 +371,9 @@ class Engine:
     ) -> tuple[Any, tuple[str, ...]]:
         """Return the conditioning of a prompt; that of the last few is kept for other seeds."""
         key = tuple(getattr(request, name) for name in self._model.encode_reads)
-        if (known := self._encoded.get(key)) is not None:
+        known = self._encoded.get(key) or self._from_disk(request)
+        if known is not None:
+            self._encoded[key] = known
             count = request.num_images_per_prompt
             costs.append(
                 StageCost(name="encode", seconds=0.0, peak_bytes=None, pictures=count, reused=True)
@@ -378,7 +389,35 @@ class Engine:
         while len(self._encoded) >= KEPT_PROMPTS:
             self._encoded.pop(next(iter(self._encoded)))
         self._encoded[key] = conditioning, notes
+        if self._prompts is not None and not self._probing:
+            self._prompts.keep(conditioning, notes, self._read_by_encode(request))
         return conditioning, notes
+
+    def _from_disk(self, request: Request) -> tuple[Any, tuple[str, ...]] | None:
+        """Return the conditioning of a prompt that was kept on disk; a probe sees real work."""
+        if self._prompts is None or self._probing:
+            return None
+        return self._prompts.find(self._model.conditioning, self._read_by_encode(request))
+
+    def _read_by_encode(self, request: Request) -> dict[str, Any]:
+        asked = {name: getattr(request, name) for name in self._model.encode_reads}
+        if asked.get("image"):
+            asked["image"] = [one.pixels_sha256 for one in asked["image"]]
+        return asked
+
+    @cached_property
+    def _prompts(self) -> PromptCache | None:
+        from danqing.models.prompt_cache import PromptCache
+
+        if self._prompt_folder is None:
+            return None
+        origin = self._origin
+        kernels = (origin.attention, origin.device["fused"], origin.device["deterministic"])
+        made_by = [
+            origin.model["fingerprint"], origin.dtypes, origin.versions, kernels,
+            origin.device["chip"], origin.device["threads"], origin.device["software"],
+        ]  # fmt: skip
+        return PromptCache(Path(self._prompt_folder), {"made_by": made_by})
 
     def _paint_batch(
         self, work: _Work, indexes: Sequence[int], before: Sequence[StageCost]

@@ -238,6 +238,9 @@ def plan(
         str, typer.Argument(metavar="[PROMPT]", help="What the picture would show.")
     ] = "a picture",
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures computed together.")] = 1,
+    size: Annotated[
+        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Both at once: 768x512.")
+    ] = None,
     device: DeviceFlag = "auto",
     json_report: JsonFlag = False,
     **given: Any,
@@ -246,7 +249,7 @@ def plan(
     from danqing.cli import planning
     from danqing.cli.verify import trace_job
 
-    planning.run(trace_job(prompt, device, given), batch=batch, as_json=json_report)
+    planning.run(trace_job(prompt, device, given), size=size, batch=batch, as_json=json_report)
 
 
 @app.command()

@@ -59,6 +59,7 @@ class Job:
     memory: str | None
     tile: str | None
     quantise: str | None
+    prompt_cache: str | None
     attention: str | None
     deterministic: bool
     compile_with: str | None
@@ -104,6 +105,7 @@ class Opening:
     memory: int | None = None
     tile: str = "auto"
     quantise: str = "off"
+    prompt_cache: Path | None = None
     planned_for: Request | None = None
     batch: int = 1
     attention: str = "auto"
@@ -122,7 +124,7 @@ def run(job: Job) -> None:
 
 
 def _run(job: Job) -> None:
-    settings = {**job.settings, **_read_size(job)}
+    settings = {**job.settings, **read_size(job.size, job.settings)}
     opening, targets = _from_picture(job, settings) if job.from_picture else _plain(job, settings)
     # what can be wrong without torch is found before it is imported
     checkpoint = open_weights(opening.model_path, opening.components, allow_pt=job.allow_pt)
@@ -131,6 +133,8 @@ def _run(job: Job) -> None:
         check_target_of(spec, target)
     _check_effect(job, targets)
     opening = planned_for(opening, spec, targets)
+    if job.prompt_cache is not None:
+        opening = replace(opening, prompt_cache=Path(job.prompt_cache).expanduser())
     with open_engine(checkpoint, opening) as engine:
         say = Printer(quiet=job.quiet, as_json=job.json_lines)
         say.plan(engine)
@@ -213,6 +217,7 @@ def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
             memory=opening.memory,
             tile=opening.tile,
             quantise=opening.quantise,
+            prompt_cache=opening.prompt_cache,
             planned_for=opening.planned_for,
             batch=opening.batch,
             attention=opening.attention,
@@ -303,20 +308,21 @@ def read_prompts(place: str) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, {"prompt": stripped}
 
 
-def _read_size(job: Job) -> dict[str, int]:
-    if job.size is None:
+def read_size(size: str | None, settings: Mapping[str, Any]) -> dict[str, int]:
+    """Return height and width of a size as it is typed: `768x512`, the width first."""
+    if size is None:
         return {}
-    match = _SIZE.fullmatch(job.size.strip())
+    match = _SIZE.fullmatch(size.strip())
     if match is None:
         raise RequestError(
-            "the size cannot be read", seen=job.size, allowed="WIDTHxHEIGHT, such as 768x512"
+            "the size cannot be read", seen=size, allowed="WIDTHxHEIGHT, such as 768x512"
         )
     found = {"width": int(match[1]), "height": int(match[2])}
     for name, value in found.items():
-        if job.settings.get(name, value) != value:
+        if settings.get(name, value) != value:
             raise RequestError(
                 f"--size and --{name} contradict each other",
-                seen=f"{job.size} and {job.settings[name]}",
+                seen=f"{size} and {settings[name]}",
             )
     return found
 

@@ -131,6 +131,13 @@ def _flags(
             "large, and not exact; verify parity says how far off.  [default: off]",
         ),
     ] = None,
+    prompt_cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep there what prompts became: one that comes again needs no text encoder.",
+        ),
+    ] = None,
     tile: Annotated[
         str | None,
         typer.Option(

@@ -6,9 +6,9 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from danqing.cli.generate import open_engine, open_weights
+from danqing.cli.generate import open_engine, open_weights, read_size
 from danqing.models import identify
-from danqing.quantities import size
+from danqing.quantities import size as in_units
 from danqing.request import Request
 
 if TYPE_CHECKING:
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from danqing.plan import Plan
 
 
-def run(job: TraceJob, *, batch: int, as_json: bool) -> None:
+def run(job: TraceJob, *, size: str | None, batch: int, as_json: bool) -> None:
     """Print the plan as a table or as JSON."""
     checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
-    request, notes = identify(checkpoint).resolve(Request(prompt=job.prompt, **job.settings))
+    settings = {**job.settings, **read_size(size, job.settings)}
+    request, notes = identify(checkpoint).resolve(Request(prompt=job.prompt, **settings))
     opening = replace(job.opening, planned_for=request, batch=batch)
     with open_engine(checkpoint, opening) as engine:
         if as_json:
@@ -38,5 +39,5 @@ def _print_stages(plan: Plan) -> None:
     print(f"{'stage':<18} {'beside weights':>16} {'at the most':>14} {'time':>9}")
     for stage, peak in plan.peak_bytes.items():
         seconds = f"{plan.seconds[stage]:.1f} s" if stage in plan.seconds else "-"
-        beside = size(plan.activation_bytes[stage])
-        print(f"{stage:<18} {beside:>16} {size(peak):>14} {seconds:>9}")
+        beside = in_units(plan.activation_bytes[stage])
+        print(f"{stage:<18} {beside:>16} {in_units(peak):>14} {seconds:>9}")

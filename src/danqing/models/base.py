@@ -105,12 +105,14 @@ class Model(ABC):
     Attributes:
         stages: components that each stage may need, in the order of the work.
         encode_reads: settings of a request that its conditioning depends on.
+        conditioning: class of what `encode` gives: tensors, and tuples of tensors, by name.
         spec: what it is.
         checkpoint: where its weights are.
     """
 
     stages: ClassVar[Mapping[str, tuple[str, ...]]]
     encode_reads: ClassVar[tuple[str, ...]]
+    conditioning: ClassVar[type]
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         """Keep what `build` needs; nothing is read."""

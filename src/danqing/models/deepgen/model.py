@@ -87,6 +87,7 @@ class DeepGenModel(NetworksModel):
         "denoise": ("transformer",),
         "decode": ("vae",),
     }
+    conditioning: ClassVar[type] = Conditioning
     encode_reads: ClassVar[tuple[str, ...]] = (
         "prompt", "negative_prompt", "image", "resize", "height", "width", "guidance_scale",
     )  # fmt: skip

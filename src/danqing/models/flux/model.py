@@ -84,6 +84,7 @@ class FluxModel(NetworksModel):
         "denoise": ("transformer",),
         "decode": ("vae",),
     }
+    conditioning: ClassVar[type] = Conditioning
     encode_reads: ClassVar[tuple[str, ...]] = ("prompt", "max_sequence_length")
 
     def check_together(self) -> None:
