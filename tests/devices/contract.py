@@ -95,7 +95,7 @@ def pictures(name: str) -> dict[str, Any]:
             ("edit", deepgen, edit),
         ):  # fmt: skip
             for dtype in ("float32", "bfloat16", "float16"):
-                for placement in ("resident", "staged"):
+                for placement in ("resident", "staged", "streamed"):
                     traces = []
                     try:
                         for device in (name, "cpu"):

@@ -735,6 +735,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from", copy_from);
   m.impl("_copy_from_and_resize", copy_from_and_resize);
   m.impl("_local_scalar_dense", item);
+  // its queues do at once what they are told, so no memory is used again too early
+  m.impl("record_stream", [](Tensor&, c10::Stream) {});
   m.impl("resize_", [](const Tensor& self, Shape size, std::optional<at::MemoryFormat> format)
                         -> const Tensor& { return at::native::resize_(self, size, format); });
   m.impl("as_strided", [](const Tensor& self, Shape size, Shape stride,
