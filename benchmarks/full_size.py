@@ -42,6 +42,7 @@ def contenders(folder: Path, out: Path, size: int, steps: int) -> dict[str, list
     return {
         "danqing": danqing,
         "danqing --memory 4GiB": [*danqing, "--memory", "4GiB"],
+        "danqing --quantise int8": [*danqing, "--quantise", "int8"],
         "diffusers": [sys.executable, "-c", DIFFUSERS, *script],
     }
 

@@ -21,6 +21,8 @@ READ_COST = 0.1e-9
 """Seconds of arithmetic lost for each byte read beside it (benchmarks/README.md)."""
 HIDDEN = 0.7
 """Share of a step's arithmetic that reading may take, so that it stays hidden when disks waver."""
+SMALLEST_TILE = 32
+"""Latents of a tile's side, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +112,18 @@ class Arrangement:
 
 
 def resident(parts: Mapping[str, Part], work: Work) -> Arrangement:
-    """Everything stays; the worst is the last stage, when all has been read."""
-    total = sum(part.bytes for part in parts.values())
-    extra = max(part.extra for part in parts.values())
-    peaks = {
-        stage: work.base + total + max(work.activations[stage], extra) for stage in work.stages
-    }
+    """Everything stays; pages of mapped weights count from the stage that uses them first on."""
+    peaks = {}
+    held = 0
+    loaded: set[str] = set()
+    for stage, names in work.stages.items():
+        reading = 0
+        for name in names:
+            if name not in loaded:
+                loaded.add(name)
+                held += parts[name].bytes
+                reading = max(reading, held + parts[name].extra)
+        peaks[stage] = work.base + max(reading, held + work.activations[stage])
     return Arrangement(placement="resident", kept=tuple(parts), peaks=peaks)
 
 
@@ -174,14 +182,13 @@ def _is_large(parts: Mapping[str, Part], names: Sequence[str], name: str) -> boo
 def _streaming(
     parts: Mapping[str, Part], work: Work, stay: Mapping[str, tuple[str, ...]], ring: int
 ) -> Arrangement:
-    held = {name: _held(part, stay) for name, part in parts.items()}
     peaks = {}
     for stage, names in work.stages.items():
         extra = max([0, *(parts[name].extra for name in names if name not in stay)])
         peaks[stage] = (
             work.base
-            + ring
-            + sum(held[name] for name in names)
+            + (ring if stay.keys() & set(names) else 0)
+            + sum(_held(parts[name], stay) for name in names)
             + max(work.activations[stage], extra)
         )
     return Arrangement(placement="streamed", streamed=stay, ring=ring, peaks=peaks)
@@ -207,10 +214,12 @@ def _keeping(found: Arrangement, parts: Mapping[str, Part], work: Work, limit: i
     """Let components that are needed for every picture stay, if there is room for them."""
     for name in ("transformer", "vae"):
         held = _held(parts[name], found.streamed)
-        peaks = {
-            stage: peak + (0 if name in work.stages[stage] else held)
-            for stage, peak in found.peaks.items()
-        }
+        peaks = {}
+        for stage, peak in found.peaks.items():
+            names = set(work.stages[stage])
+            ring = name in found.streamed and not found.streamed.keys() & names
+            here = 0 if name in names else held + (found.ring if ring else 0)
+            peaks[stage] = peak + here
         if max(peaks.values()) <= limit:
             found = replace(found, peaks=peaks, kept=(*found.kept, name))
     return found
@@ -241,3 +250,10 @@ def _seconds(blocks: Sequence[Block], count: int, work: Work, rates: Rates) -> f
     computing = work.flops["denoise"] / rates.matmul_flops
     stall = max(0.0, streamed / rates.read_bytes - HIDDEN * computing)
     return kept / rates.fill_bytes + work.steps * (stall + streamed * READ_COST)
+
+
+def tiles_of(height: int, width: int) -> list[int]:
+    """Return the sides of tiles worth trying, the largest first: 3/4 of the longer side, and on."""
+    longest = max(height, width)
+    sides = [longest * part // 16 for part in (12, 10, 8, 6, 5, 4, 3, 2)]
+    return [side for side in dict.fromkeys(sides) if SMALLEST_TILE <= side < longest]

@@ -633,7 +633,21 @@ class Engine:
                 self._streaming.detach(name)
             del self._modules[name]
             self.checkpoint.component(name).close()
+        self._end_streaming(after=stage)
         self._device.release()
+
+    def _end_streaming(self, *, after: str) -> None:
+        """Give the memory for streaming back when no later stage wants it."""
+        stages = list(self._model.stages)
+        later = {
+            name
+            for stage in stages[stages.index(after) + 1 :]
+            for name in self._model.stages[stage]
+        }
+        wanted = {part.name for part in self.plan.components if part.placement == "streamed"}
+        if self._streaming is not None and not self._streaming.streamed and not wanted & later:
+            self._streaming.close()
+            self._streaming = None
 
     # --- checks ----------------------------------------------------------------------------------
 

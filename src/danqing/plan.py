@@ -13,7 +13,6 @@ from danqing import budget
 from danqing.budget import Arrangement, Block, Part, Placement, Work
 from danqing.devices import OWN_ATTENTION
 from danqing.errors import DoesNotFitError, DtypeError, KernelError, RequestError
-from danqing.models.tiling import SMALLEST, tiles_of
 from danqing.quantities import size
 from danqing.rates import measured
 from danqing.request import Request
@@ -378,7 +377,7 @@ def _work(model: Model, device: Device, request: Request, pictures: int, dtype: 
         tiles={
             side: activations["decode"] * min(side, height) * min(side, width) // (height * width)
             + joined
-            for side in tiles_of(height, width)
+            for side in budget.tiles_of(height, width)
         },
     )
 
@@ -393,7 +392,7 @@ def _tile(asked: str, model: Model, request: Request) -> int | None:
     if asked in ("auto", "off"):
         return None if asked == "auto" else 0
     per = (request.height or 0) // _latent_size(model, request)[0]
-    least = SMALLEST * per
+    least = budget.SMALLEST_TILE * per
     if not asked.isdigit() or int(asked) < least:
         raise RequestError(
             "that is no tile", seen=asked, allowed=f"auto, off, or {least} and more pixels"

@@ -356,7 +356,7 @@ for name, mask in masks.items():
     if mask is not None and mask.dtype is torch.bool:
         mask[..., 0] = True
     before = ascend_kernels.CALLS["fusion_attention"]
-    with attention("npu", own):
+    with attention("npu", device):
         there = sdpa(*(one.npu() for one in (query, key, value)),
                      attn_mask=None if mask is None else mask.npu())
     here = sdpa(query, key, value, attn_mask=mask)
@@ -399,9 +399,9 @@ print(json.dumps(found))
     [
         (("--compile", "npugraph"), "allowed: off, inductor"),
         (("--compile", "torchair"), "allowed: off, inductor"),
-        (("--fused", "all"), "allowed: off"),
-        (("--attention", "npu"), "allowed: auto, math, flash"),
-        (("--attention", "mindie"), "allowed: auto, math, flash"),
+        (("--fused", "group_norm_silu"), "allowed: auto, off"),
+        (("--attention", "npu"), "allowed: auto, torch, math, flash"),
+        (("--attention", "mindie"), "allowed: auto, torch, math, flash"),
     ],
 )
 def test_what_only_an_npu_has_is_refused_elsewhere(words: tuple[str, str], wanted: str) -> None:

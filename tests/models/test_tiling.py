@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import danqing
+from danqing.budget import tiles_of
 from danqing.errors import RequestError
-from danqing.models.tiling import OVERLAP, decode_in_tiles, tiles_of
+from danqing.models.tiling import OVERLAP, decode_in_tiles
 
 PROMPT = "three blue mountains under a red sun, a boat on the water"
 

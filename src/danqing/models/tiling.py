@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 OVERLAP = 8
 """Latents that neighbouring tiles share, at least; a pixel depends on about as many around it."""
-SMALLEST = 32
-"""Latents of a tile's side, at least."""
 
 
 def decode_in_tiles(
@@ -80,10 +78,3 @@ def _ramp(length: int, before: bool, after: bool, overlap: int) -> torch.Tensor:
     if after:
         weights[-overlap:] = rising.flip(0)
     return weights
-
-
-def tiles_of(height: int, width: int) -> list[int]:
-    """Return the sides of tiles worth trying, the largest first: 3/4 of the longer side, and on."""
-    longest = max(height, width)
-    sides = [longest * part // 16 for part in (12, 10, 8, 6, 5, 4, 3, 2)]
-    return [side for side in dict.fromkeys(sides) if SMALLEST <= side < longest]
