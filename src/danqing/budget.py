@@ -149,13 +149,17 @@ def streamings(
         rates: of this machine; None where reading is always slower than keeping.
         all_of_it: stream whatever can be, even if it would fit; and keep nothing.
     """
+    # on a CPU reading ahead beats mapping, so that once anything is streamed all that is large is
+    every = all_of_it or rates is not None
+    too_large = {stage for stage, peak in staged(parts, work).peaks.items() if peak > limit}
     chosen = [
         name
         for stage, names in work.stages.items()
         for name in names
         if parts[name].blocks
-        and (all_of_it or parts[name].settles or staged(parts, work).peaks[stage] > limit)
-        and (parts[name].settles or _is_large(parts, names, name))
+        and (
+            parts[name].settles or ((every or stage in too_large) and _is_large(parts, names, name))
+        )
     ]
     chosen = list(dict.fromkeys(chosen))
     if not chosen:

@@ -79,7 +79,7 @@ def test_pictures_have_the_cpus_bits(row: str, contracts: Path) -> None:
     found = contract(row, contracts)["pictures"]
     chip = chip_named(row)
     assert chip is not None
-    assert len(found) == (24 if chip.bfloat16 else 20)
+    assert len(found) == (36 if chip.bfloat16 else 28)
     for name, outcome in found.items():
         if "bfloat16" in name and not chip.bfloat16:
             assert "does not compute in bfloat16" in outcome
