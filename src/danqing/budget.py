@@ -21,6 +21,8 @@ READ_COST = 0.1e-9
 """Seconds of arithmetic lost for each byte read beside it (benchmarks/README.md)."""
 HIDDEN = 0.7
 """Share of a step's arithmetic that reading may take, so that it stays hidden when disks waver."""
+SPARE = 160 << 20
+"""Bytes that streaming holds beside what is counted: threads, large pages, the allocator's rest."""
 SMALLEST_TILE = 32
 """Latents of a tile's side, at least."""
 
@@ -188,12 +190,12 @@ def _streaming(
 ) -> Arrangement:
     peaks = {}
     for stage, names in work.stages.items():
-        extra = max([0, *(parts[name].extra for name in names if name not in stay)])
         peaks[stage] = (
             work.base
+            + SPARE
             + (ring if stay.keys() & set(names) else 0)
             + sum(_held(parts[name], stay) for name in names)
-            + max(work.activations[stage], extra)
+            + work.activations[stage]
         )
     return Arrangement(placement="streamed", streamed=stay, ring=ring, peaks=peaks)
 

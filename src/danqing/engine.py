@@ -614,12 +614,14 @@ class Engine:
         from danqing.weights.ranges import RangeReader
 
         part = next(part for part in self.plan.components if part.name == name)
-        if part.placement != "streamed":
+        if self.plan.placement != "streamed":
             return None
         if self._streaming is None:
             direct = self._device.shares_host_memory()
             ring = Ring(self.plan.ring_bytes, self._device)
             self._streaming = Streaming(self._device, ring, RangeReader(direct=direct))
+        parts = self.plan.components
+        self._streaming.components = {p.name for p in parts if p.placement == "streamed"}
         self._streaming.resident = () if part.arithmetic else part.staying
         self._streaming.settle = partial(to_int8, self._device) if part.arithmetic else None
         return self._streaming

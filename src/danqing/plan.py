@@ -451,7 +451,7 @@ class _Fitting:
         copied = self._device.shares_host_memory() and component.stored != component.dtype
         return Part(
             name=component.name,
-            bytes=component.bytes - saved,
+            bytes=self._model.elements(component.name) * itemsize - saved,
             blocks=blocks if component.name != "vae" else (),
             extra=on_disk if copied else 0,
             settles=settles,

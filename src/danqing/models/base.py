@@ -186,6 +186,10 @@ class Model(ABC):
             streaming: if given, its blocks are read when they are needed, but for those that stay.
         """
 
+    @abstractmethod
+    def elements(self, component: str) -> int:
+        """Return how many numbers of a component's weights are read."""
+
     def units(self, component: str) -> list[tuple[Unit, int]]:  # noqa: ARG002
         """Return what can be streamed of a component, with the bytes of each on disk."""
         return []

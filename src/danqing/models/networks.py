@@ -111,6 +111,12 @@ class NetworksModel(Model):
         module = self._empty(component)
         return module, self._match(component, module)
 
+    def elements(self, component: str) -> int:
+        """Return how many numbers of a network are read, each once however often it is used."""
+        module = self._cut_network(component)
+        pieces = self._pieces.get(component) or self._match(component, self._empty(component))
+        return sum({pieces[n]: t.numel() for n, t in module.state_dict().items()}.values())
+
     def block_elements(self, component: str) -> int:
         """Return how many numbers a network's blocks hold that are computed in every step."""
         return sum(unit.elements for unit, _ in self.units(component) if not unit.once)
@@ -153,8 +159,9 @@ class NetworksModel(Model):
         def dtype_of(name: str) -> torch.dtype:
             return self.tensor_dtype(component, name, wanted)
 
-        units = [] if streaming is None else units_of(module, self.once(component, module))
-        if streaming is not None:
+        units = []
+        if streaming is not None and component in streaming.components:
+            units = units_of(module, self.once(component, module))
             units = [unit for unit in units if unit.name not in streaming.resident]
             units = [u for u in units if spans_of(part, [pieces[n] for n in u.tensors]) is not None]
         fill(
@@ -169,7 +176,7 @@ class NetworksModel(Model):
         )
         if component == "vae" and _likes_channels_last(module, device, wanted):
             module.apply(_channels_last)
-        if streaming is not None:
+        if streaming is not None and component in streaming.components:
             source = Source(part, pieces, dtype_of, streaming.device)
             streaming.attach(component, module, source, units)
         return module

@@ -376,6 +376,7 @@ class Streaming:
         reader: of the files.
         resident: names of the units that stay.
         settle: what is made of each block, that stays.
+        components: that are streamed; of others, the tensors are read through the ring and stay.
         streamed: by component.
     """
 
@@ -384,6 +385,7 @@ class Streaming:
     reader: RangeReader
     resident: Collection[str] = ()
     settle: Settle | None = None
+    components: Collection[str] = ()
     streamed: dict[str, Streamed] = field(default_factory=dict)
 
     def attach(
