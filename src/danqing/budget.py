@@ -46,6 +46,7 @@ class Part:
         bytes: of all its weights where they are computed.
         blocks: what of it can be streamed, in order.
         extra: bytes that are needed beside them while it is read whole.
+        tables: bytes that stay mapped when it is streamed, and of which next to nothing is used.
         settles: its blocks are streamed once, and stay in another form, of which `bytes` are.
     """
 
@@ -54,6 +55,7 @@ class Part:
     blocks: tuple[Block, ...] = ()
     extra: int = 0
     settles: bool = False
+    tables: int = 0
 
     @property
     def rest(self) -> int:
@@ -194,7 +196,7 @@ def _streaming(
             work.base
             + SPARE
             + (ring if stay.keys() & set(names) else 0)
-            + sum(_held(parts[name], stay) for name in names)
+            + sum(_held(parts[name], stay) - parts[name].tables for name in names)
             + work.activations[stage]
         )
     return Arrangement(placement="streamed", streamed=stay, ring=ring, peaks=peaks)

@@ -454,6 +454,7 @@ class _Fitting:
             bytes=self._model.elements(component.name) * itemsize - saved,
             blocks=blocks if component.name != "vae" else (),
             extra=on_disk if copied else 0,
+            tables=self._model.table_elements(component.name) * itemsize if component.mapped else 0,
             settles=settles,
         )
 

@@ -190,6 +190,10 @@ class Model(ABC):
     def elements(self, component: str) -> int:
         """Return how many numbers of a component's weights are read."""
 
+    @abstractmethod
+    def table_elements(self, component: str) -> int:
+        """Return how many of them are tables, of which a run looks up a few rows."""
+
     def units(self, component: str) -> list[tuple[Unit, int]]:  # noqa: ARG002
         """Return what can be streamed of a component, with the bytes of each on disk."""
         return []

@@ -138,6 +138,7 @@ def fill(
     on_bytes: Callable[[int], None],
     streamed: Collection[str] = (),
     read: Callable[[Component, Piece], torch.Tensor | None] = lambda *_: None,
+    looked_up: Collection[str] = (),
 ) -> None:
     """Put a component's tensors into a module that was built on the meta device.
 
@@ -152,6 +153,7 @@ def fill(
         on_bytes: told the bytes of the file done so far.
         streamed: the module's tensors that are read when they are needed; they are empty here.
         read: gives a tensor to copy from, where it is better not mapped; or None.
+        looked_up: tables of which few rows are used: these are mapped all the same.
     """
     done = 0
     tensors: dict[str, torch.Tensor] = {}
@@ -162,7 +164,7 @@ def fill(
             continue
         key = (piece, dtype_of(target))
         if key not in tied:
-            lent = read(component, piece)
+            lent = None if target in looked_up else read(component, piece)
             tensor = component.read(piece.source, piece.start, piece.stop) if lent is None else lent
             tensor = changed(tensor, piece.change)
             entry = component.entries[piece.source]

@@ -117,6 +117,12 @@ class NetworksModel(Model):
         pieces = self._pieces.get(component) or self._match(component, self._empty(component))
         return sum({pieces[n]: t.numel() for n, t in module.state_dict().items()}.values())
 
+    def table_elements(self, component: str) -> int:
+        """Return how many of them are tables, of which a run looks up a few rows."""
+        module, pieces = self._cut_network(component), self._pieces[component]
+        state = module.state_dict()
+        return sum({pieces[n]: state[n].numel() for n in _tables(module)}.values())
+
     def block_elements(self, component: str) -> int:
         """Return how many numbers a network's blocks hold that are computed in every step."""
         return sum(unit.elements for unit, _ in self.units(component) if not unit.once)
@@ -173,6 +179,7 @@ class NetworksModel(Model):
             on_bytes=on_bytes,
             streamed={name for unit in units for name in unit.tensors},
             **({} if streaming is None else {"read": streaming.read}),
+            looked_up=_tables(module),
         )
         if component == "vae" and _likes_channels_last(module, device, wanted):
             module.apply(_channels_last)
@@ -208,6 +215,15 @@ class NetworksModel(Model):
         rows = network.rows(shapes)
         self._pieces[component] = match(part, shapes, rows, ignored=network.ignored)
         return self._pieces[component]
+
+
+def _tables(module: torch.nn.Module) -> set[str]:
+    """Return the paths of embedding tables."""
+    return {
+        f"{name}.weight"
+        for name, layer in module.named_modules()
+        if isinstance(layer, torch.nn.Embedding)
+    }
 
 
 def _channels_last(layer: torch.nn.Module) -> None:
