@@ -7,7 +7,7 @@ import math
 import sys
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from danqing import budget
 from danqing.budget import Arrangement, Block, Part, Placement, Work
@@ -198,15 +198,19 @@ def make_plan(
     components = tuple(_components(model, device, chosen, places))
     if request is None:
         request, _ = model.spec.resolve(Request(prompt="a"))
-    work = _work(model, device, request, pictures, chosen)
+    latents = tuple(int(side) for side in model.draw(request, 0)[0].shape[-2:])
+    per = (request.height or 0) // latents[0]
+    sides = _sides(tile, latents, per)
+    work = _work(model, device, request, pictures, components, latents, sides)
     _check_quantise(quantise, device)
     fitting = _Fitting(
         model,
         device,
         components,
         work,
+        dtype=chosen,
         memory=memory,
-        tile=_tile(tile, model, request),
+        tiles="may" if tile == "auto" else "must",
         int8=quantise == "int8",
     )
     arranged, place_why = fitting.choose(placement)
@@ -235,7 +239,7 @@ def make_plan(
         components=tuple(fitting.placed(part, arranged) for part in components),
         kept=arranged.kept,
         ring_bytes=arranged.ring,
-        tile=arranged.tile * (request.height or 0) // _latent_size(model, request)[0],
+        tile=arranged.tile * per,
         limit_bytes=fitting.limit,
         limit_reason=fitting.limit_reason,
         picture=_in_words(request, pictures),
@@ -364,40 +368,47 @@ def _components(
 # --- memory --------------------------------------------------------------------------------------
 
 
-def _work(model: Model, device: Device, request: Request, pictures: int, dtype: str) -> Work:
-    activations = model.activations(request, pictures, DTYPES[dtype])
-    height, width = _latent_size(model, request)
+def _work(  # noqa: PLR0917
+    model: Model,
+    device: Device,
+    request: Request,
+    pictures: int,
+    components: tuple[PlannedComponent, ...],
+    latents: tuple[int, ...],
+    sides: Sequence[int],
+) -> Work:
+    sizes = {part.name: DTYPES[part.dtype] for part in components}
+    activations = model.activations(request, pictures, sizes)
+    flops = model.flops(request, pictures)
+    rounds = -(-request.num_images_per_prompt // pictures)
+    height, width = latents
     joined = 4 * 4 * (request.height or 0) * (request.width or 0) * pictures
     return Work(
         stages={stage: model.needs(stage, request) for stage in model.stages},
         activations=activations,
-        flops=model.flops(request, pictures),
-        steps=(request.num_inference_steps or 1) * request.num_images_per_prompt,
+        flops={**flops, "decode": rounds * flops["decode"]},
+        steps=rounds * (request.num_inference_steps or 1),
         base=device.base_bytes(),
         tiles={
             side: activations["decode"] * min(side, height) * min(side, width) // (height * width)
             + joined
-            for side in budget.tiles_of(height, width)
+            for side in sides
         },
     )
 
 
-def _latent_size(model: Model, request: Request) -> tuple[int, int]:
-    height, width = model.draw(request, 0)[0].shape[-2:]
-    return int(height), int(width)
-
-
-def _tile(asked: str, model: Model, request: Request) -> int | None:
-    """Return the side of tiles in latents, 0 for none, or None if it may be chosen."""
-    if asked in ("auto", "off"):
-        return None if asked == "auto" else 0
-    per = (request.height or 0) // _latent_size(model, request)[0]
+def _sides(asked: str, latents: tuple[int, ...], per: int) -> list[int]:
+    """Return the sides of tiles that may be taken, in latents of `per` pixels."""
+    if asked == "auto":
+        return budget.tiles_of(*latents)
+    if asked == "off":
+        return []
     least = budget.SMALLEST_TILE * per
     if not asked.isdigit() or int(asked) < least:
         raise RequestError(
             "that is no tile", seen=asked, allowed=f"auto, off, or {least} and more pixels"
         )
-    return int(asked) // per
+    return [int(asked) // per]
 
 
 class _Fitting:
@@ -410,15 +421,16 @@ class _Fitting:
         components: tuple[PlannedComponent, ...],
         work: Work,
         *,
+        dtype: str,
         memory: int | None,
-        tile: int | None,
+        tiles: Literal["may", "must"],
         int8: bool,
     ) -> None:
         self._model = model
         self._device = device
         self._work = work
-        self._dtype = components[-1].dtype
-        self._tile = tile
+        self._dtype = dtype
+        self._tiles = tiles
         self._int8 = int8
         self.parts = {part.name: self._part(part) for part in components}
         self.limit, self.limit_reason = self._limit(memory)
@@ -492,12 +504,10 @@ class _Fitting:
 
     def _tilings(self, found: Arrangement, limit: float) -> Iterator[Arrangement]:
         """Yield an arrangement, and with tiles if only decoding is too large, or as asked."""
-        if self._tile:
-            yield dataclasses.replace(found, tile=self._tile)
-            return
-        yield found
+        if self._tiles == "may" or not self._work.tiles:
+            yield found
         others = [peak for stage, peak in found.peaks.items() if stage != "decode"]
-        if self._tile is None and max(others) <= limit:
+        if self._tiles == "must" or max(others) <= limit:
             yield from budget.tiled(found, self._work)
 
     def _arrangements(self, asked: str) -> Iterator[Arrangement]:
@@ -525,11 +535,10 @@ class _Fitting:
 
     def _too_large(self, tried: Sequence[Arrangement], asked: str) -> DoesNotFitError:
         least = min(tried, key=lambda found: found.peak)
-        others = {found.placement for found in self._arrangements("auto")} - {asked}
         fits = [
             found
             for found in self._arrangements("auto")
-            if found.placement in others and found.peak <= (self.limit or 0)
+            if found.placement != asked and found.peak <= (self.limit or 0)
         ]
         hint = (
             f"--placement {fits[0].placement} would take {size(fits[0].peak)}"
@@ -547,7 +556,8 @@ class _Fitting:
         """Return a component's part of the plan with its place."""
         if part.name not in found.streamed:
             place: Placement = "resident" if part.name in found.kept else "staged"
-            return dataclasses.replace(part, placement=place)
+            mapped = part.mapped and found.placement != "streamed"  # then all is read
+            return dataclasses.replace(part, placement=place, mapped=mapped)
         blocks = [block for block in self.parts[part.name].blocks if not block.once]
         return dataclasses.replace(
             part,

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from danqing.weights.cache import add_to_table, cache_folder, read_table
+from danqing.cache import add_to_table, cache_folder, read_table
 from danqing.weights.ranges import RangeReader, Span, as_memory, lay_out
 from danqing.weights.tensor_file import Identity
 

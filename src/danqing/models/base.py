@@ -199,13 +199,15 @@ class Model(ABC):
         return []
 
     @abstractmethod
-    def activations(self, request: Request, pictures: int, itemsize: int) -> dict[str, int]:
+    def activations(
+        self, request: Request, pictures: int, itemsizes: Mapping[str, int]
+    ) -> dict[str, int]:
         """Return the bytes that each stage needs beside its weights, at their most.
 
         Args:
             request: resolved.
             pictures: computed together.
-            itemsize: bytes of a number.
+            itemsizes: bytes of a number of each component.
         """
 
     @abstractmethod

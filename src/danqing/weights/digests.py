@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from danqing.cache import add_to_table, cache_folder, read_table
 from danqing.errors import CheckpointDamagedError
-from danqing.weights.cache import add_to_table, cache_folder, read_table
 
 if TYPE_CHECKING:
     import os

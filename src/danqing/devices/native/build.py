@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from danqing.cache import cache_folder
+
 SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = ["-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp"]
 _NAME = "kernels.so"
@@ -28,7 +30,7 @@ def load() -> Any:
     compiler, threads = shutil.which("g++"), _openmp()
     if compiler is None or threads is None:
         return None
-    built = _folder(compiler) / _NAME
+    built = _folder(compiler, threads) / _NAME
     if not built.is_file() and not _compile(compiler, threads, built):
         return None
     try:
@@ -49,13 +51,12 @@ def _openmp() -> str | None:
     return None
 
 
-def _folder(compiler: str) -> Path:
+def _folder(compiler: str, threads: str) -> Path:
     from danqing.devices.cpu import cpu_flags, cpu_model
 
-    stamp = f"{cpu_model()} {sorted(cpu_flags())} {compiler} {_FLAGS} {_openmp()}".encode()
+    stamp = f"{cpu_model()} {sorted(cpu_flags())} {compiler} {_FLAGS} {threads}".encode()
     digest = hashlib.sha256(stamp + SOURCE.read_bytes()).hexdigest()[:16]
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "danqing" / "native" / digest
+    return cache_folder() / "native" / digest
 
 
 def _compile(compiler: str, threads: str, built: Path) -> bool:

@@ -13,6 +13,7 @@ import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from danqing import cache
 from danqing.errors import InstallationError
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ def cache_folder() -> Path:
 
     stamp = f"{torch.__version__} {sysconfig.get_platform()} {sys.version} {_FLAGS}".encode()
     digest = hashlib.sha256(stamp + SOURCE.read_bytes()).hexdigest()[:16]
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "danqing" / "simulated" / digest
+    return cache.cache_folder() / "simulated" / digest
 
 
 def _compile(folder: Path) -> None:

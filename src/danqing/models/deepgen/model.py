@@ -287,8 +287,10 @@ class DeepGenModel(NetworksModel):
         )
         return conditioning, ()
 
-    def activations(self, request: Request, pictures: int, itemsize: int) -> dict[str, int]:
-        """Count rows of tokens and of pixels; measured by benchmarks/predicted_peak.py."""
+    def activations(
+        self, request: Request, pictures: int, itemsizes: Mapping[str, int]
+    ) -> dict[str, int]:
+        """Count rows of tokens and of pixels; benchmarks/predicted_peak.py compares with runs."""
         config = self.config_of("transformer")
         width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
         pixels = (request.height or 0) * (request.width or 0)
@@ -300,9 +302,12 @@ class DeepGenModel(NetworksModel):
         channels = int(self.config_of("vae")["block_out_channels"][0])
         rows = pictures * (2 if _is_guided(request) else 1)
         return {
-            "encode": max(text * inner * 6 * itemsize, seen * channels * PIXEL_COPIES * itemsize),
-            "denoise": rows * tokens * width * TOKEN_COPIES * itemsize,
-            "decode": pictures * pixels * channels * PIXEL_COPIES * itemsize,
+            "encode": max(
+                text * inner * 6 * itemsizes["vlm"],
+                seen * channels * PIXEL_COPIES * itemsizes["vae"],
+            ),
+            "denoise": rows * tokens * width * TOKEN_COPIES * itemsizes["transformer"],
+            "decode": pictures * pixels * channels * PIXEL_COPIES * itemsizes["vae"],
         }
 
     def flops(self, request: Request, pictures: int) -> dict[str, float]:

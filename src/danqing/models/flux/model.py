@@ -172,8 +172,10 @@ class FluxModel(NetworksModel):
         notes = (*self._truncation_note(request, used), *self._vocabulary_note(request))
         return conditioning, notes
 
-    def activations(self, request: Request, pictures: int, itemsize: int) -> dict[str, int]:
-        """Count rows of tokens and of pixels; measured by benchmarks/predicted_peak.py."""
+    def activations(
+        self, request: Request, pictures: int, itemsizes: Mapping[str, int]
+    ) -> dict[str, int]:
+        """Count rows of tokens and of pixels; benchmarks/predicted_peak.py compares with runs."""
         config, text = self.config_of("transformer"), request.max_sequence_length or 0
         width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
         pixels = (request.height or 0) * (request.width or 0)
@@ -181,9 +183,9 @@ class FluxModel(NetworksModel):
         t5 = self.config_of("text_encoder_2")
         channels = int(self.config_of("vae")["block_out_channels"][0])
         return {
-            "encode": text * int(t5["d_ff"]) * 4 * itemsize,
-            "denoise": pictures * tokens * width * TOKEN_COPIES * itemsize,
-            "decode": pictures * pixels * channels * PIXEL_COPIES * itemsize,
+            "encode": text * int(t5["d_ff"]) * 4 * itemsizes["text_encoder_2"],
+            "denoise": pictures * tokens * width * TOKEN_COPIES * itemsizes["transformer"],
+            "decode": pictures * pixels * channels * PIXEL_COPIES * itemsizes["vae"],
         }
 
     def flops(self, request: Request, pictures: int) -> dict[str, float]:
