@@ -373,7 +373,7 @@ class Engine:
         key = tuple(getattr(request, name) for name in self._model.encode_reads)
         known = self._encoded.get(key) or self._from_disk(request)
         if known is not None:
-            self._encoded[key] = known
+            self._remember(key, known)
             count = request.num_images_per_prompt
             costs.append(
                 StageCost(name="encode", seconds=0.0, peak_bytes=None, pictures=count, reused=True)
@@ -386,12 +386,16 @@ class Engine:
                 if not bool(tensor.isfinite().all()):
                     raise self._not_finite("encode", name)
         self._drop_stage("encode")
-        while len(self._encoded) >= KEPT_PROMPTS:
-            self._encoded.pop(next(iter(self._encoded)))
-        self._encoded[key] = conditioning, notes
+        self._remember(key, (conditioning, notes))
         if self._prompts is not None and not self._probing:
             self._prompts.keep(conditioning, notes, self._read_by_encode(request))
         return conditioning, notes
+
+    def _remember(self, key: tuple[Any, ...], known: tuple[Any, tuple[str, ...]]) -> None:
+        self._encoded.pop(key, None)
+        while len(self._encoded) >= KEPT_PROMPTS:
+            self._encoded.pop(next(iter(self._encoded)))
+        self._encoded[key] = known
 
     def _from_disk(self, request: Request) -> tuple[Any, tuple[str, ...]] | None:
         """Return the conditioning of a prompt that was kept on disk; a probe sees real work."""
@@ -597,7 +601,7 @@ class Engine:
             dtype=dtype,
             device=device.torch_device,
             on_bytes=on_bytes,
-            streaming=self._streaming_of(name) if device is self._device else None,
+            streaming=self._open_streaming() if device is self._device else None,
         )
         if self.plan.fused and device.family == self._device.family:
             from danqing.models.kernels import fuse
@@ -607,23 +611,23 @@ class Engine:
             module.compile_repeated_blocks(backend=self._device.compiler(self.plan.compiled))
         return module
 
-    def _streaming_of(self, name: str) -> Streaming | None:
-        """Return what a component needs to be streamed, if the plan says that it is."""
+    def _open_streaming(self) -> Streaming | None:
+        """Return what components need to be streamed, if the plan says that some are."""
         from danqing.models.quantising import to_int8
         from danqing.models.streaming import Ring, Streaming
         from danqing.weights.ranges import RangeReader
 
-        part = next(part for part in self.plan.components if part.name == name)
-        if self.plan.placement != "streamed":
-            return None
-        if self._streaming is None:
-            direct = self._device.shares_host_memory()
-            ring = Ring(self.plan.ring_bytes, self._device)
-            self._streaming = Streaming(self._device, ring, RangeReader(direct=direct))
-        parts = self.plan.components
-        self._streaming.components = {p.name for p in parts if p.placement == "streamed"}
-        self._streaming.resident = () if part.arithmetic else part.staying
-        self._streaming.settle = partial(to_int8, self._device) if part.arithmetic else None
+        if self._streaming is None and self.plan.placement == "streamed":
+            parts = [part for part in self.plan.components if part.placement == "streamed"]
+            settling = {part.name for part in parts if part.arithmetic}
+            self._streaming = Streaming(
+                self._device,
+                Ring(self.plan.ring_bytes, self._device),
+                RangeReader(direct=self._device.shares_host_memory()),
+                # what settles is read first like all else
+                {part.name: () if part.name in settling else part.staying for part in parts},
+                dict.fromkeys(settling, partial(to_int8, self._device)),
+            )
         return self._streaming
 
     def _drop_stage(self, stage: str) -> None:

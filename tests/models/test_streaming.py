@@ -106,8 +106,9 @@ def test_some_blocks_may_stay(flux: Path) -> None:
 
     outputs = []
     for stay, ring in ((), 1.0), ((), 2.5), (("transformer_blocks.1",), 1.0):
-        streaming = Streaming(device, Ring(int(ring * largest), device), RangeReader(direct=True))
-        streaming.resident, streaming.components = stay, ("transformer",)
+        memory = Ring(int(ring * largest), device)
+        reader = RangeReader(direct=True)
+        streaming = Streaming(device, memory, reader, {"transformer": stay})
         network = model.build(
             "transformer", dtype="bfloat16", device=device.torch_device,
             on_bytes=lambda _: None, streaming=streaming,

@@ -70,7 +70,8 @@ def hoisted(
         values = [[transformer.get_submodule(name)(one) for one in seen] for name in layers]
         setattr(transformer, _KEPT, (torch.stack(embedded), values))
     stand_ins = [_Stored(of_layer) for of_layer in [embedded, *values]]
-    originals = [_exchange(transformer, n, s) for n, s in zip([embedder, *layers], stand_ins)]  # noqa: B905
+    names = [embedder, *layers]
+    originals = [_exchange(transformer, n, s) for n, s in zip(names, stand_ins, strict=True)]
 
     def at(step: int) -> None:
         for one in stand_ins:
@@ -79,7 +80,7 @@ def hoisted(
     try:
         yield at
     finally:
-        for name, original in zip([embedder, *layers], originals, strict=True):
+        for name, original in zip(names, originals, strict=True):
             _exchange(transformer, name, original)
 
 

@@ -137,7 +137,7 @@ def fill(
     device: torch.device,
     on_bytes: Callable[[int], None],
     streamed: Collection[str] = (),
-    read: Callable[[Component, Piece], torch.Tensor | None] = lambda *_: None,
+    read: Callable[[Component, Piece], torch.Tensor | None] | None = None,
     looked_up: Collection[str] = (),
 ) -> None:
     """Put a component's tensors into a module that was built on the meta device.
@@ -152,7 +152,7 @@ def fill(
         device: where they go.
         on_bytes: told the bytes of the file done so far.
         streamed: the module's tensors that are read when they are needed; they are empty here.
-        read: gives a tensor to copy from, where it is better not mapped; or None.
+        read: gives a tensor to copy from, or None where it cannot; without it all are mapped.
         looked_up: tables of which few rows are used: these are mapped all the same.
     """
     done = 0
@@ -164,7 +164,7 @@ def fill(
             continue
         key = (piece, dtype_of(target))
         if key not in tied:
-            lent = None if target in looked_up else read(component, piece)
+            lent = read(component, piece) if read and target not in looked_up else None
             tensor = component.read(piece.source, piece.start, piece.stop) if lent is None else lent
             tensor = changed(tensor, piece.change)
             entry = component.entries[piece.source]

@@ -113,13 +113,12 @@ class NetworksModel(Model):
 
     def elements(self, component: str) -> int:
         """Return how many numbers of a network are read, each once however often it is used."""
-        module = self._cut_network(component)
-        pieces = self._pieces.get(component) or self._match(component, self._empty(component))
+        module, pieces = self._cut_network(component), self._pieces_of(component)
         return sum({pieces[n]: t.numel() for n, t in module.state_dict().items()}.values())
 
     def table_elements(self, component: str) -> int:
         """Return how many of them are tables, of which a run looks up a few rows."""
-        module, pieces = self._cut_network(component), self._pieces[component]
+        module, pieces = self._cut_network(component), self._pieces_of(component)
         state = module.state_dict()
         return sum({pieces[n]: state[n].numel() for n in _tables(module)}.values())
 
@@ -133,8 +132,7 @@ class NetworksModel(Model):
 
     def units(self, component: str) -> list[tuple[Unit, int]]:
         """Return what can be streamed of a network, and the bytes of each on disk."""
-        module = self._cut_network(component)
-        pieces = self._pieces.get(component) or self._match(component, self._empty(component))
+        module, pieces = self._cut_network(component), self._pieces_of(component)
         part = self.checkpoint.component(component)
         found = []
         for unit in units_of(module, self.once(component, module)):
@@ -153,23 +151,24 @@ class NetworksModel(Model):
         streaming: Streaming | None = None,
     ) -> torch.nn.Module:
         """Read one network's weights, or all but those that are streamed."""
-        pieces = self._pieces.get(component) or self._match(component, self._empty(component))
+        self.prepare(component)
         wanted: torch.dtype = getattr(torch, dtype)
         module = self._cut_network(component)
+        units: list[Unit] = []
+        read = None
+        if streaming is not None:
+            read = streaming.read
+            if (staying := streaming.staying.get(component)) is not None:
+                units = [unit for unit, _ in self.units(component) if unit.name not in staying]
         del self._checked[component]
         self._cut.discard(component)
         kept = shapes_of(module)
         part = self.checkpoint.component(component)
-        pieces = {name: piece for name, piece in pieces.items() if name in kept}
+        pieces = {n: piece for n, piece in self._pieces_of(component).items() if n in kept}
 
         def dtype_of(name: str) -> torch.dtype:
             return self.tensor_dtype(component, name, wanted)
 
-        units = []
-        if streaming is not None and component in streaming.components:
-            units = units_of(module, self.once(component, module))
-            units = [unit for unit in units if unit.name not in streaming.resident]
-            units = [u for u in units if spans_of(part, [pieces[n] for n in u.tensors]) is not None]
         fill(
             module,
             part,
@@ -178,15 +177,25 @@ class NetworksModel(Model):
             device=device,
             on_bytes=on_bytes,
             streamed={name for unit in units for name in unit.tensors},
-            **({} if streaming is None else {"read": streaming.read}),
+            read=read,
             looked_up=_tables(module),
         )
         if component == "vae" and _likes_channels_last(module, device, wanted):
             module.apply(_channels_last)
-        if streaming is not None and component in streaming.components:
+        self.finish(component, module)
+        if streaming is not None and units:
             source = Source(part, pieces, dtype_of, streaming.device)
             streaming.attach(component, module, source, units)
         return module
+
+    def prepare(self, component: str) -> None:
+        """Open what a network needs beside its weights: what is wrong there is told before."""
+
+    def finish(self, component: str, module: Any) -> None:
+        """Change layers of a network whose weights are in their places."""
+
+    def _pieces_of(self, component: str) -> dict[str, Piece]:
+        return self._pieces.get(component) or self._match(component, self._empty(component))
 
     def _cut_network(self, component: str) -> torch.nn.Module:
         """Return a network without weights and without the layers that are never computed."""

@@ -374,18 +374,17 @@ class Streaming:
         device: where the blocks are computed.
         ring: memory that they are read into.
         reader: of the files.
-        resident: names of the units that stay.
-        settle: what is made of each block, that stays.
-        components: that are streamed; of others, the tensors are read through the ring and stay.
+        staying: of each component that is streamed, the names of the units that stay; of others,
+            the tensors are read through the ring, and stay.
+        settle: of a component, what is made of each block, which stays.
         streamed: by component.
     """
 
     device: Device
     ring: Ring
     reader: RangeReader
-    resident: Collection[str] = ()
-    settle: Settle | None = None
-    components: Collection[str] = ()
+    staying: Mapping[str, Collection[str]]
+    settle: Mapping[str, Settle] = field(default_factory=dict)
     streamed: dict[str, Streamed] = field(default_factory=dict)
 
     def attach(
@@ -393,7 +392,7 @@ class Streaming:
     ) -> None:
         """Let a network's units come and go."""
         self.streamed[component] = Streamed(
-            module, source, units, self.ring, self.reader, settle=self.settle
+            module, source, units, self.ring, self.reader, settle=self.settle.get(component)
         )
         setattr(module, _STREAMED, self.streamed[component])
 

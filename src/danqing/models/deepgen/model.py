@@ -39,8 +39,7 @@ from danqing.weights.deepgen_pt import LAYOUT as DEEPGEN_PT
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from danqing.models.base import Modules, OnBytes, OnStep
-    from danqing.models.streaming import Streaming
+    from danqing.models.base import Modules, OnStep
     from danqing.references import Reference
     from danqing.weights import Component
 
@@ -229,24 +228,16 @@ class DeepGenModel(NetworksModel):
         """Return the layers that modulate the transformer's blocks."""
         return modulations(module) if component == "transformer" else []
 
-    def build(
-        self,
-        component: str,
-        *,
-        dtype: str,
-        device: torch.device,
-        on_bytes: OnBytes,
-        streaming: Streaming | None = None,
-    ) -> torch.nn.Module:
-        """Read one network's weights, and with the language model its tokenizer's vocabulary."""
-        module: Any = super().build(
-            component, dtype=dtype, device=device, on_bytes=on_bytes, streaming=streaming
-        )
+    def prepare(self, component: str) -> None:
+        """Open the tokenizer that belongs to the language model."""
         if component == "vlm":
             _ = self._tokenizer
+
+    def finish(self, component: str, module: Any) -> None:
+        """Multiply patches instead of convolving them; let layers look where their input is."""
+        if component == "vlm":
             module.visual.patch_embed.proj = language.PatchLinear(module.visual.patch_embed.proj)
         choose_by_tensor(module)
-        return module  # type: ignore[no-any-return]
 
     # --- stages ----------------------------------------------------------------------------------
 

@@ -31,8 +31,7 @@ from danqing.request import Request
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from danqing.models.base import Modules, OnBytes, OnStep
-    from danqing.models.streaming import Streaming
+    from danqing.models.base import Modules, OnStep
     from danqing.weights import Component
 
 CLIP_TOKENS = 77
@@ -121,23 +120,12 @@ class FluxModel(NetworksModel):
             reasons["text_encoder_2"] = (dtype, "T5's wo in float32: it may overflow in float16")
         return reasons
 
-    def build(
-        self,
-        component: str,
-        *,
-        dtype: str,
-        device: torch.device,
-        on_bytes: OnBytes,
-        streaming: Streaming | None = None,
-    ) -> torch.nn.Module:
-        """Read one network's weights, and with a text encoder its tokenizer's vocabulary."""
+    def prepare(self, component: str) -> None:
+        """Open the tokenizer that belongs to a text encoder."""
         if component == "text_encoder":
             _ = self._clip_tokenizer
         elif component == "text_encoder_2":
             _ = self._t5_tokenizer
-        return super().build(
-            component, dtype=dtype, device=device, on_bytes=on_bytes, streaming=streaming
-        )
 
     def tensor_dtype(self, component: str, name: str, dtype: torch.dtype) -> torch.dtype:
         """Keep T5's `wo` in float32 where all else is float16."""
