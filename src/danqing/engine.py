@@ -21,7 +21,6 @@ from danqing.errors import (
     DanqingError,
     DeviceFailedError,
     DoesNotFitError,
-    RequestError,
 )
 from danqing.references import tilde
 from danqing.request import (
@@ -32,6 +31,7 @@ from danqing.request import (
     Request,
     StageCost,
     StageName,
+    check_batch,
 )
 from danqing.version import __version__
 
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from danqing.request import Inside, Listener, Probe
 
 RANDOM_SEED_BITS = 32
-MAX_BATCH = 64
 KEPT_PROMPTS = 4
 """Prompts whose conditioning is kept; it is small beside the weights."""
 _LIBRARIES = (
@@ -344,8 +343,7 @@ class Engine:
         probe: Probe | None = None,
     ) -> Iterator[Picture]:
         """Yield the pictures of one request as they are finished; arguments as in `generate`."""
-        if not 1 <= batch <= MAX_BATCH:
-            raise RequestError("batch is out of range", seen=batch, allowed=f"1 to {MAX_BATCH}")
+        check_batch(batch)
         # 1. What is asked, with every default filled in.
         request, notes = self.resolve(self.with_seed(request))
         self._device.prepare()

@@ -15,7 +15,7 @@ from danqing.devices import OWN_ATTENTION
 from danqing.errors import DoesNotFitError, DtypeError, KernelError, RequestError
 from danqing.quantities import size
 from danqing.rates import measured
-from danqing.request import Request
+from danqing.request import Request, check_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -184,11 +184,13 @@ def make_plan(
         pictures: computed together.
 
     Raises:
-        RequestError: there is no such placement or attention.
+        RequestError: there is no such placement or attention, or so many pictures cannot be
+            computed together.
         DtypeError: the device does not compute in this dtype.
         KernelError: the device has no such attention, compiler or fused kernel.
         DoesNotFitError: it does not fit, not even streamed.
     """
+    check_batch(pictures)
     device = selection.device
     chosen, why = _choose_dtype(model, device, dtype)
     # a compiler fuses for itself, and cannot look into kernels that are not torch's

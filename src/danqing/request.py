@@ -47,6 +47,7 @@ MAX_SIDE = 16384
 RECORD_SCHEMA = 1
 
 MAX_IMAGES = 8
+MAX_BATCH = 64
 
 StageName = Literal["load", "encode", "denoise", "decode"]
 Resize = Literal["keep", "stretch"]
@@ -209,6 +210,16 @@ def _explain(faults: Sequence[ErrorDetails]) -> RequestError:
             f"{name} {what}", seen=seen, allowed=allowed_range(name) or fault["msg"]
         )
     return RequestError(f"{name} cannot be used", seen=seen, allowed=fault["msg"])
+
+
+def check_batch(batch: int) -> None:
+    """See that so many pictures can be computed together.
+
+    Raises:
+        RequestError: they cannot.
+    """
+    if not 1 <= batch <= MAX_BATCH:
+        raise RequestError("batch is out of range", seen=batch, allowed=f"1 to {MAX_BATCH}")
 
 
 def allowed_range(name: str) -> str | None:

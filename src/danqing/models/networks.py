@@ -15,7 +15,7 @@ import torch
 
 from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError, TensorMismatchError
 from danqing.models.base import Model
-from danqing.models.loading import Piece, Row, fill, match, on_meta, shapes_of
+from danqing.models.loading import Piece, Row, fill, match, on_meta, shapes_of, without_message
 from danqing.models.streaming import Source, Streaming, Unit, spans_of, units_of
 from danqing.weights.ranges import lay_out
 
@@ -281,8 +281,11 @@ def check_tokenizer_files(component: Component, sets: Sequence[Sequence[str]]) -
 
 def open_tokenizer(kind: Any, component: Component) -> Any:
     """Return a tokenizer of a class of transformers."""
+    # transformers tells what it tries next, which the error below says better
+    logger = "transformers.tokenization_utils_tokenizers"
     try:
-        return kind.from_pretrained(component.folder, local_files_only=True)
+        with without_message(logger, "Could not extract SentencePiece model"):
+            return kind.from_pretrained(component.folder, local_files_only=True)
     except Exception as error:  # the libraries raise whatever their parsers raise
         first = (str(error).splitlines() or [""])[0]
         raise CheckpointDamagedError(
