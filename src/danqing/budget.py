@@ -18,7 +18,7 @@ they are computed."""
 RING_UNITS = (3.0, 2.5, 2.0, 1.5, 1.0)
 """How many of its largest blocks the memory for streaming may hold; with 1 nothing overlaps."""
 READ_COST = 0.1e-9
-"""Seconds of arithmetic lost for each byte read beside it (benchmarks/README.md)."""
+"""Seconds of arithmetic lost for each byte read beside it (decision 0013)."""
 HIDDEN = 0.7
 """Share of a step's arithmetic that reading may take, so that it stays hidden when disks waver."""
 SPARE = 160 << 20

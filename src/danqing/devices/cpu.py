@@ -88,7 +88,7 @@ class Cpu(Device):
 
         By default each large tensor is new memory, whose pages are filled with zeros one by one
         when they are touched: FLUX.1's step at 512x512 took 43 s so and 32 s with this, streamed on
-        a virtual machine with 2 cores (benchmarks/README.md). Where sizes change from layer to
+        a virtual machine with 2 cores (decision 0013). Where sizes change from layer to
         layer, as in an autoencoder, it would keep twice the memory that is in use. Other C
         libraries are left as they are.
         """

@@ -110,12 +110,12 @@ def fuse(module: torch.nn.Module, kernels: Mapping[str, Callable[..., Any]]) -> 
         module: on that device.
         kernels: `rms_norm(states, weight, eps)`; `rope(states, cosine, sine)` of states (batch,
             tokens, heads, width); `group_norm_silu(states, weight, bias, groups, eps)`;
-            `gelu(states)`, by tanh; `modulated_norm(states, scale, shift, eps)`. The last three
-            may return None where they cannot, and torch's layers compute.
+            `gelu(states)`, by tanh; `modulated_norm(states, scale, shift, eps)`. All may return
+            None where they cannot, and the layer itself computes.
     """
     for layer in list(module.modules()):
         if "rms_norm" in kernels and type(layer) is torch.nn.RMSNorm and layer.weight is not None:
-            _replace(layer, partial(_fused_rms_norm, layer, kernels["rms_norm"]))
+            _replace(layer, partial(_fused_rms_norm, layer, kernels["rms_norm"], layer.forward))
         if "gelu" in kernels:
             _fuse_gelu(layer, kernels["gelu"])
         if "modulated_norm" in kernels:
@@ -126,9 +126,12 @@ def fuse(module: torch.nn.Module, kernels: Mapping[str, Callable[..., Any]]) -> 
         _fuse_rope(module, kernels["rope"])
 
 
-def _fused_rms_norm(layer: Any, kernel: Callable[..., Any], states: torch.Tensor) -> Any:
+def _fused_rms_norm(
+    layer: Any, kernel: Callable[..., Any], plain: Callable[..., Any], states: torch.Tensor
+) -> Any:
     eps = torch.finfo(states.dtype).eps if layer.eps is None else layer.eps
-    return kernel(states, layer.weight, eps)
+    found = kernel(states, layer.weight, eps)
+    return plain(states) if found is None else found
 
 
 def _fuse_gelu(layer: Any, kernel: Callable[..., Any]) -> None:

@@ -2,7 +2,7 @@
 
 Each tile's group norms see the tile alone, so tiles differ a little in tone; over the overlap one
 fades into the next. On the pocket model tiles of half the side are 40 to 43 dB from the picture
-decoded whole, larger ones more (tests/models/test_tiling.py); so the largest that fit are taken.
+decoded whole, larger ones more (decision 0015); so the largest that fit are taken.
 """
 
 from __future__ import annotations

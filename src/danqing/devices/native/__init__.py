@@ -3,7 +3,7 @@
 torch computes attention in bfloat16 there by way of float32, at a quarter of the rate of its
 matrix products, and chains of elementwise layers one by one. Each kernel has its twin in plain
 torch, which is what it replaces; where it cannot be compiled, or is handed something else than
-bfloat16, that is what computes. What each gains is in benchmarks/README.md.
+bfloat16, that is what computes. Decision 0014 says what each gains.
 """
 
 from __future__ import annotations
@@ -22,18 +22,25 @@ CALLS: Counter[str] = Counter()
 _WORTH = 1 << 18
 """Numbers of a tensor; on fewer, torch's own kernels are as fast, and they compute."""
 _WIDTHS = (64, 128)
+_WANTED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"})
 _LANES = 16
 
 
 def available(flags: frozenset[str]) -> bool:
     """Say whether the kernels are for a processor with these features, and can be had here."""
-    wanted = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
-    return wanted <= flags and load() is not None
+    return flags >= _WANTED and load() is not None
 
 
 def has_attention(flags: frozenset[str]) -> bool:
     """Say whether attention is among them: with AMX torch's own is faster."""
     return available(flags) and "amx_bf16" not in flags
+
+
+def _library() -> Any:
+    """Return the kernels, or None on a processor without these features."""
+    from danqing.devices.cpu import cpu_flags
+
+    return load() if cpu_flags() >= _WANTED else None
 
 
 def _at(tensor: torch.Tensor) -> ctypes.c_void_p:
@@ -118,18 +125,17 @@ def modulated_norm(
     return out
 
 
-def rms_norm(states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Divide by the root mean square; torch's own where this kernel cannot."""
+def rms_norm(states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor | None:
+    """Divide by the root mean square, times a weight; or return None where this kernel cannot."""
     if not states.is_contiguous() and states.ndim == 4:  # noqa: PLR2004
         turned = states.transpose(1, 2)
         if turned.is_contiguous():  # heads before tokens, but not in memory
-            return rms_norm(turned, weight, eps).transpose(1, 2)
+            found = rms_norm(turned, weight, eps)
+            return None if found is None else found.transpose(1, 2)
     width = states.shape[-1]
     fits = _fits(states, weight) and states.is_contiguous() and width % _LANES == 0
     if not fits or weight.shape != (width,):
-        import torch
-
-        return torch.nn.functional.rms_norm(states, weight.shape, weight, eps)
+        return None
     CALLS["rms_norm"] += 1
     out = states.new_empty(states.shape)
     rows = ctypes.c_int64(states.numel() // width)
@@ -167,14 +173,15 @@ def quantised(states: torch.Tensor, *, signed: bool) -> tuple[torch.Tensor, torc
 
     rows, width = states.shape
     kind = torch.int8 if signed else torch.uint8
-    if load() is None or width % _LANES or not states.is_contiguous():
+    library = _library()
+    if library is None or width % _LANES or not states.is_contiguous():
         values = states.float()
         scales = values.abs().amax(1).clamp(min=1e-30) / 127
         whole = (values / scales[:, None]).round() + (0 if signed else 128)
         return whole.to(kind), scales
     found = torch.empty(rows, width, dtype=kind)
     scales = torch.empty(rows)
-    run = load().danqing_quantise_weights if signed else load().danqing_quantise_activations
+    run = library.danqing_quantise_weights if signed else library.danqing_quantise_activations
     run(_at(states), _at(found), _at(scales), ctypes.c_int64(rows), ctypes.c_int64(width))
     return found, scales
 
@@ -188,12 +195,13 @@ def scale_rows(states: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | 
         bias: (width,), bfloat16, or None.
     """
     rows, width = states.shape
-    if load() is None or width % _LANES:
+    library = _library()
+    if library is None or width % _LANES:
         found = states.float() * scales[:, None]
         states.copy_(found if bias is None else found + bias.float())
         return
     plus = ctypes.c_void_p(None) if bias is None else _at(bias)
-    load().danqing_scale_rows(
+    library.danqing_scale_rows(
         _at(states), _at(scales), plus, ctypes.c_int64(rows), ctypes.c_int64(width)
     )
 

@@ -149,14 +149,14 @@ void weigh(const bf16* weights, const bf16* values, int width, float* out) {
 // One head: softmax(q k' scale) v, block by block (Dao et al., FlashAttention, 2022).
 template <int D>
 void attend(const bf16* q, int64_t q_row, const bf16* keys, const bf16* values, bf16* out,
-            int64_t out_row, int first, int last, int count, int padded, float scale) {
+            int64_t out_row, int queries, int count, int padded, float scale) {
   alignas(64) float score[kQueries * kKeys];
   alignas(64) bf16 weight[kQueries * kKeys];
   alignas(64) float sum[kQueries * D];
   alignas(64) float highest[kQueries], total[kQueries];
   const __m512 factor = _mm512_set1_ps(scale);
-  for (int start = first; start < last; start += kQueries) {
-    const int rows = std::min(kQueries, last - start);
+  for (int start = 0; start < queries; start += kQueries) {
+    const int rows = std::min(kQueries, queries - start);
     std::memset(sum, 0, sizeof(sum));
     std::fill(highest, highest + kQueries, -INFINITY);
     std::fill(total, total + kQueries, 0.0f);
@@ -226,7 +226,7 @@ void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, Strides q
       pack_keys<D>(k + b * ks.batch + h * ks.head, ks.row, keys, padded, packed_keys);
       pack_values<D>(v + b * vs.batch + h * vs.head, vs.row, keys, padded, packed_values);
       attend<D>(q + b * qs.batch + h * qs.head, qs.row, packed_keys, packed_values,
-                out + b * os.batch + h * os.head, os.row, 0, queries, keys, padded, scale);
+                out + b * os.batch + h * os.head, os.row, queries, keys, padded, scale);
     }
   }
 }
@@ -284,8 +284,7 @@ void danqing_modulated_norm(const bf16* from, const bf16* scale, const bf16* shi
   }
 }
 
-// Rows of `width` (a head's, a multiple of 16) divided by their root mean square, times a weight;
-// rows are `stride` apart within groups of `heads`.
+// Rows of `width` (a head's, a multiple of 16) divided by their root mean square, times a weight.
 void danqing_rms_norm(const bf16* from, const bf16* weight, bf16* to, int64_t rows, int64_t width,
                       float eps) {
 #pragma omp parallel for schedule(static)
