@@ -147,7 +147,7 @@ def report(rows: dict[str, dict[str, float]], ours: Any, theirs: Any, options: A
     import numpy as np
     import torch
 
-    from danqing.devices.cpu import cpu_model
+    from danqing.processor import cpu_model
 
     difference = np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)).max()
     if options.json:

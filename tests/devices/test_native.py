@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from danqing.devices import native
-from danqing.devices.cpu import cpu_flags
 from danqing.devices.native.int8 import Int8Linear
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from danqing.processor import cpu_flags
 
 needed = pytest.mark.skipif(
     not native.available(cpu_flags()), reason="this processor has no AVX512_BF16, or no g++"
@@ -108,7 +105,7 @@ def test_rope_is_what_diffusers_computes() -> None:
 def test_quantised_rows(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel and its twin in plain torch give the same, each row with a scale of its own."""
     if not compiled:
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(native, "compiled", lambda _: None)
     states = draw(5, 64) * torch.tensor([[1.0], [100.0], [1e-3], [0.0], [3.0]]).bfloat16()
     for signed, kind, middle in ((True, torch.int8, 0), (False, torch.uint8, 128)):
         whole, scales = native.quantised(states, signed=signed)
@@ -129,23 +126,3 @@ def test_a_linear_layer_in_int8() -> None:
     assert found.shape == truth.shape
     assert found.dtype is torch.bfloat16
     assert error(found, truth) < 0.02
-
-
-def test_without_a_compiler_torch_computes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from danqing.devices.native import build
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("shutil.which", lambda _: None)
-    build.load.cache_clear()
-    assert build.load() is None
-    broken = tmp_path / "g++"
-    broken.write_text("#!/bin/sh\necho no such flag >&2\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setattr("shutil.which", lambda _: str(broken))
-    build.load.cache_clear()
-    assert build.load() is None
-    assert "no such flag" in capsys.readouterr().err
-    assert not list((tmp_path / "danqing" / "native").iterdir())
-    build.load.cache_clear()

@@ -324,10 +324,11 @@ def test_no_such_placement(flux: Path) -> None:
 
 def test_int8_is_alike_and_streams_each_block_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from danqing.devices import cpu
+    from danqing.processor import cpu_flags
     from danqing.verify.metrics import compare
 
     # oneDNN computes bytes on any CPU; danqing takes it where the processor has them
-    monkeypatch.setattr(cpu, "_INT8_FLAGS", cpu.cpu_flags())
+    monkeypatch.setattr(cpu, "_INT8_FLAGS", cpu_flags())
     found = {}
     for quantise in ("off", "int8"):
         with danqing.open("pocket", device=CPU, quantise=quantise) as engine:

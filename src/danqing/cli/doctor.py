@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from danqing.devices import BACKENDS
-from danqing.devices.cpu import cpu_model, host_memory, shown_flags
+from danqing.devices.cpu import host_memory, shown_flags
+from danqing.processor import cpu_model
 from danqing.version import __version__
 
 LIBRARIES = (

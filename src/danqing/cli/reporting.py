@@ -198,7 +198,7 @@ def _paint(engine: Engine, request: Request, repeats: int) -> tuple[Picture, lis
 
 
 def _facts(engine: Engine, record: Mapping[str, Any]) -> dict[str, Any]:
-    from danqing.devices.cpu import cpu_model
+    from danqing.processor import cpu_model
 
     return {
         "environment": collect.environment(record, processor=cpu_model()),

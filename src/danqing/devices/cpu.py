@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from danqing.devices import native
 from danqing.devices.base import Availability, Computes, Device, Memory
+from danqing.processor import cpu_flags, cpu_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -168,32 +169,9 @@ def _status(name: str) -> int | None:
     return None
 
 
-@lru_cache(maxsize=1)
-def _cpuinfo() -> dict[str, str]:
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        rows = (line.partition(":") for line in lines)
-        table: dict[str, str] = {}
-        for name, _, value in rows:
-            table.setdefault(name.strip(), value.strip())
-        return table
-    return {}
-
-
-def cpu_flags() -> frozenset[str]:
-    """Return the processor's features by their names in /proc/cpuinfo (empty off Linux)."""
-    info = _cpuinfo()
-    return frozenset((info.get("flags") or info.get("Features") or "").split())
-
-
 def shown_flags() -> list[str]:
     """Return the features that matter for the speed of a picture."""
     return sorted(cpu_flags() & (_BFLOAT16_FLAGS | _FLOAT16_FLAGS | _SHOWN_FLAGS))
-
-
-def cpu_model() -> str:
-    """Return the processor's model name."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def host_memory() -> Memory | None:

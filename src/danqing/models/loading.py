@@ -137,7 +137,7 @@ def fill(
     device: torch.device,
     on_bytes: Callable[[int], None],
     streamed: Collection[str] = (),
-    read: Callable[[Component, Piece], torch.Tensor | None] | None = None,
+    read: Callable[[Component, Piece, torch.dtype], torch.Tensor | None] | None = None,
     looked_up: Collection[str] = (),
 ) -> None:
     """Put a component's tensors into a module that was built on the meta device.
@@ -162,15 +162,18 @@ def fill(
         if target in streamed:
             tensors[target] = torch.empty(0, dtype=dtype_of(target), device=device)
             continue
-        key = (piece, dtype_of(target))
+        dtype = dtype_of(target)
+        key = (piece, dtype)
         if key not in tied:
-            lent = read(component, piece) if read and target not in looked_up else None
-            tensor = component.read(piece.source, piece.start, piece.stop) if lent is None else lent
+            lent = read(component, piece, dtype) if read and target not in looked_up else None
+            tensor = lent
+            if tensor is None:
+                tensor = component.read(piece.source, piece.start, piece.stop, dtype)
             tensor = changed(tensor, piece.change)
             entry = component.entries[piece.source]
             rows = max(entry.shape[0], 1) if entry.shape else 1
             done += entry.size_bytes * (piece.stop - piece.start) // rows
-            tied[key] = place(tensor, dtype_of(target), device)
+            tied[key] = place(tensor, dtype, device)
             if lent is not None and tied[key].device.type == "cpu":
                 tied[key] = tied[key].clone()  # out of the memory that was lent
         tensors[target] = tied[key]

@@ -175,8 +175,9 @@ class Source:
     def decode(self, tensor: str, data: torch.Tensor) -> torch.Tensor:
         """Make a tensor, on the device, of its bytes."""
         piece = self.pieces[tensor]
-        found = self.component.decode(piece.source, data, piece.start, piece.stop)
-        return place(changed(found, piece.change), self.dtype_of(tensor), self.device.torch_device)
+        dtype = self.dtype_of(tensor)
+        found = self.component.decode(piece.source, data, piece.start, piece.stop, dtype)
+        return place(changed(found, piece.change), dtype, self.device.torch_device)
 
 
 @dataclass
@@ -396,7 +397,7 @@ class Streaming:
         )
         setattr(module, _STREAMED, self.streamed[component])
 
-    def read(self, component: Component, piece: Piece) -> torch.Tensor | None:
+    def read(self, component: Component, piece: Piece, dtype: torch.dtype) -> torch.Tensor | None:
         """Return a tensor's rows as `Component.read` does, read and not mapped.
 
         The ring's memory is lent for it until the next call; None if it does not fit in there.
@@ -409,7 +410,7 @@ class Streaming:
         self.reader.start(layout, self.ring.view[: layout.size]).wait()
         first = layout.places[0]
         data = self.ring.bytes[first : first + spans[0].stop - spans[0].start]
-        return component.decode(piece.source, data, piece.start, piece.stop)
+        return component.decode(piece.source, data, piece.start, piece.stop, dtype)
 
     def detach(self, component: str) -> None:
         """Let go of a network that is dropped."""

@@ -16,7 +16,7 @@ from danqing.errors import (
 )
 from danqing.weights.files import open_tensors
 from danqing.weights.gguf_file import MAGIC
-from danqing.weights.quantised import join_scales
+from danqing.weights.quantised import BYTES, join_scales
 from danqing.weights.ranges import Span
 from danqing.weights.tensor_file import FLOAT_DTYPES, TensorEntry, TensorFile
 
@@ -128,18 +128,27 @@ class Component:
             sizes[FLOAT_DTYPES.get(entry.dtype, entry.dtype) + scaled] += entry.size_bytes
         return sizes.most_common(1)[0][0] if sizes else "none"
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    def read(
+        self,
+        name: str,
+        start: int = 0,
+        stop: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
         """Return a tensor's rows from `start` to `stop`.
 
         Mapped from disk, so that no byte is read before it is used; but quantised and scaled
-        tensors are widened to float32 here, with their scales applied.
+        tensors are widened here, with their scales applied: to `dtype`, or float32.
         """
         entry = self.entries[name]
         tensor = self._opened[entry.file].read(entry, start, stop)
-        if entry.scale is None:
-            adapter = self.adapters.get(name)
-            return tensor if adapter is None else adapter.added_to(tensor, start, stop)
-        return self._scaled(entry.scale, tensor, start, stop)
+        if entry.dtype in BYTES and (entry.scale is not None or dtype is not None):
+            import torch
+
+            data = tensor.reshape(-1).view(torch.uint8)
+            return self._widened(entry, data, tuple(tensor.shape), (start, stop), dtype)
+        adapter = self.adapters.get(name)
+        return tensor if adapter is None else adapter.added_to(tensor, start, stop)
 
     def span(self, name: str, start: int, stop: int) -> Span | None:
         """Return the bytes of a tensor's rows, or None if they are no plain range of a file."""
@@ -148,22 +157,33 @@ class Component:
         place = None if name in self.adapters else file.span(entry, start, stop)
         return None if place is None else Span(file.path, file.identity, *place)
 
-    def decode(self, name: str, data: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def decode(
+        self, name: str, data: torch.Tensor, start: int, stop: int, dtype: torch.dtype
+    ) -> torch.Tensor:
         """Return what `read` gives for these rows, from the bytes that `span` names."""
         entry = self.entries[name]
-        rows = stop - start
-        tensor = self._opened[entry.file].decode(entry, data, rows)
-        if entry.scale is None:
-            return tensor
-        return self._scaled(entry.scale, tensor, start, stop)
+        if entry.dtype in BYTES:
+            shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
+            return self._widened(entry, data, shape, (start, stop), dtype)
+        return self._opened[entry.file].decode(entry, data, stop - start, dtype)
 
-    def _scaled(
-        self, scale: TensorEntry, tensor: torch.Tensor, start: int, stop: int | None
+    def _widened(
+        self,
+        entry: TensorEntry,
+        data: torch.Tensor,
+        shape: tuple[int, ...],
+        rows: tuple[int, int | None],
+        dtype: torch.dtype | None,
     ) -> torch.Tensor:
-        factor = self._opened[scale.file].read(scale).float()
-        if factor.numel() > 1:
-            factor = factor.reshape(-1, *(1,) * (tensor.ndim - 1))[start:stop]
-        return tensor.float() * factor
+        import torch
+
+        from danqing.weights.unpacking import by_table
+
+        factor = None
+        if entry.scale is not None:
+            factor = self._opened[entry.scale.file].read(entry.scale).float().reshape(-1)
+            factor = factor[slice(*rows)] if factor.numel() > 1 else factor
+        return by_table(data, entry.dtype, shape, factor, dtype or torch.float32)
 
     def close(self) -> None:
         """Let go of the mapped files; tensors already handed out stay valid."""

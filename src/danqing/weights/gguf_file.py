@@ -5,7 +5,7 @@ typed key-value pairs, a table of tensors, then the data. Rows are stored in blo
 number of elements; dimensions are listed from the fastest to the slowest.
 
 The header is parsed here, because a hostile one must end in an error in bounded time and memory;
-the blocks are unpacked by the library gguf, as their makers mean them.
+the blocks are unpacked as the library gguf does it, or by it.
 """
 
 from __future__ import annotations
@@ -95,9 +95,13 @@ class GgufFile(TensorFile):
             )
         return self.decode(entry, torch.from_numpy(np.asarray(data)), last - first)
 
-    def decode(self, entry: TensorEntry, data: torch.Tensor, rows: int) -> torch.Tensor:
-        """View bytes as F32, F16 or BF16; widen all others to float32."""
+    def decode(
+        self, entry: TensorEntry, data: torch.Tensor, rows: int, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """View bytes as F32, F16 or BF16; widen all others to float32, or bfloat16 if wanted."""
         import torch
+
+        from danqing.weights.unpacking import by_block
 
         shape = (rows, *entry.shape[1:]) if entry.shape else ()
         if entry.dtype not in QUANTISED:
@@ -106,6 +110,11 @@ class GgufFile(TensorFile):
             if data.data_ptr() % dtype.itemsize:
                 data = data.clone()
             return data.view(dtype).reshape(shape)
+        number = _NUMBER_OF[entry.dtype]
+        _, elements, size = TYPES[number]
+        found = by_block(data, number, elements, len(data) // size, dtype or torch.float32)
+        if found is not None:
+            return found.reshape(shape)
         values = _dequantise(data.numpy().reshape(-1, _bytes_of_row(entry)), entry.dtype)
         return torch.from_numpy(values).reshape(shape)
 

@@ -47,7 +47,9 @@ class PickleFile(TensorFile):
         """Where a tensor lies in the file is torch's business."""
         return
 
-    def decode(self, entry: TensorEntry, data: torch.Tensor, rows: int) -> torch.Tensor:
+    def decode(
+        self, entry: TensorEntry, data: torch.Tensor, rows: int, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         """Never asked for: there are no spans."""
         raise NotImplementedError
 

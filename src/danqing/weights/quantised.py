@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from danqing.weights.tensor_file import TensorEntry
 
-FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
+BYTES = frozenset({"F8_E4M3", "F8_E5M2", "I8"})
+"""Kinds of one byte for a number, which a scale may go with."""
 _SCALES = (".scale_weight", ".weight_scale")
 """Two spellings of the same thing: the weight is the stored value times this."""
 _UNUSED = (".scale_input", ".input_scale", ".comfy_quant")
@@ -67,12 +68,12 @@ def join_scales(entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
 def _scaled(weight: TensorEntry, scale: TensorEntry) -> TensorEntry:
     rows = weight.shape[0] if weight.shape else 1
     fits = math.prod(scale.shape) == 1 or scale.shape in ((rows,), (rows, 1))
-    if weight.dtype not in FP8 or not fits or scale.dtype not in ("F32", "F16", "BF16"):
+    if weight.dtype not in BYTES or not fits or scale.dtype not in ("F32", "F16", "BF16"):
         raise CheckpointDamagedError(
             "a scale does not fit its weight",
             seen=f"{scale.file}: {scale.name} is {scale.dtype} {list(scale.shape)}, "
             f"{weight.name} is {weight.dtype} {list(weight.shape)}",
-            allowed="one number, or one for each row, beside a weight in fp8",
+            allowed="one number, or one for each row, beside a weight in fp8 or int8",
         )
     if weight.scale is not None:
         raise CheckpointDamagedError("a weight has two scales", seen=f"{scale.file}: {weight.name}")

@@ -78,14 +78,20 @@ class SafetensorsFile(TensorFile):
         whole = not tensor.ndim or (start, stop or tensor.shape[0]) == (0, tensor.shape[0])
         return tensor if whole else tensor[start:stop]
 
-    def decode(self, entry: TensorEntry, data: torch.Tensor, rows: int) -> torch.Tensor:
+    def decode(
+        self,
+        entry: TensorEntry,
+        data: torch.Tensor,
+        rows: int,
+        dtype: torch.dtype | None = None,  # noqa: ARG002
+    ) -> torch.Tensor:
         """View bytes as the tensor's own dtype."""
         import torch
 
-        dtype: torch.dtype = getattr(torch, TORCH[entry.dtype])
-        if data.data_ptr() % dtype.itemsize:
+        stored: torch.dtype = getattr(torch, TORCH[entry.dtype])
+        if data.data_ptr() % stored.itemsize:
             data = data.clone()
-        return data.view(dtype).reshape((rows, *entry.shape[1:]) if entry.shape else ())
+        return data.view(stored).reshape((rows, *entry.shape[1:]) if entry.shape else ())
 
     def close(self) -> None:
         """Let go of the mapping."""

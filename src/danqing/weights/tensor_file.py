@@ -32,7 +32,7 @@ class TensorEntry:
         file: where it is.
         start: first byte in the file.
         stop: the byte behind the last one.
-        scale: what its values are to be multiplied by, of a tensor in scaled fp8.
+        scale: what its values are to be multiplied by, of a tensor in fp8 or int8.
     """
 
     name: str
@@ -132,13 +132,16 @@ class TensorFile(ABC):
         return entry.start + start * row, entry.start + (rows if stop is None else stop) * row
 
     @abstractmethod
-    def decode(self, entry: TensorEntry, data: torch.Tensor, rows: int) -> torch.Tensor:
+    def decode(
+        self, entry: TensorEntry, data: torch.Tensor, rows: int, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         """Return what `read` gives for some rows, from their bytes.
 
         Args:
             entry: the tensor.
             data: uint8, one dimension; what is returned may share its memory.
             rows: how many they are.
+            dtype: what a quantised tensor may be widened to at once; else it is float32.
         """
 
     @abstractmethod

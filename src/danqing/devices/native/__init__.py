@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danqing.devices.native.build import load
+from danqing.processor import compiled, cpu_flags
 
 if TYPE_CHECKING:
     import torch
 
+SOURCE = Path(__file__).with_name("kernels.cpp")
 CALLS: Counter[str] = Counter()
 """How often each ran in this process."""
 _WORTH = 1 << 18
@@ -28,7 +30,7 @@ _LANES = 16
 
 def available(flags: frozenset[str]) -> bool:
     """Say whether the kernels are for a processor with these features, and can be had here."""
-    return flags >= _WANTED and load() is not None
+    return flags >= _WANTED and compiled(SOURCE) is not None
 
 
 def has_attention(flags: frozenset[str]) -> bool:
@@ -38,9 +40,7 @@ def has_attention(flags: frozenset[str]) -> bool:
 
 def _library() -> Any:
     """Return the kernels, or None on a processor without these features."""
-    from danqing.devices.cpu import cpu_flags
-
-    return load() if cpu_flags() >= _WANTED else None
+    return compiled(SOURCE) if cpu_flags() >= _WANTED else None
 
 
 def _at(tensor: torch.Tensor) -> ctypes.c_void_p:
@@ -79,7 +79,7 @@ def attention(
     CALLS["attention"] += 1
     out = query.new_empty(batches, queries, heads, width).permute(0, 2, 1, 3)
     strides = [stride for one in (*tensors, out) for stride in one.stride()[:3]]
-    load().danqing_attention(
+    compiled(SOURCE).danqing_attention(
         *map(_at, (*tensors, out)), (ctypes.c_int64 * 12)(*strides),
         batches, heads, queries, key.shape[2], width, ctypes.c_float(scale),
     )  # fmt: skip
@@ -94,7 +94,7 @@ def gelu_tanh(states: torch.Tensor) -> torch.Tensor | None:
     out = states.new_empty(states.shape)
     width = states.shape[-1]
     rows = ctypes.c_int64(states.numel() // width)
-    load().danqing_gelu_tanh(_at(states), _at(out), rows, ctypes.c_int64(width))
+    compiled(SOURCE).danqing_gelu_tanh(_at(states), _at(out), rows, ctypes.c_int64(width))
     return out
 
 
@@ -117,7 +117,7 @@ def modulated_norm(
         return None
     CALLS["modulated_norm"] += 1
     out = states.new_empty(states.shape)
-    load().danqing_modulated_norm(
+    compiled(SOURCE).danqing_modulated_norm(
         *map(_at, (states, scale, shift, out)),
         *map(ctypes.c_int64, (pictures, tokens, width, apart)),
         ctypes.c_float(eps),
@@ -139,7 +139,7 @@ def rms_norm(states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
     CALLS["rms_norm"] += 1
     out = states.new_empty(states.shape)
     rows = ctypes.c_int64(states.numel() // width)
-    load().danqing_rms_norm(
+    compiled(SOURCE).danqing_rms_norm(
         *map(_at, (states, weight, out)), rows, ctypes.c_int64(width), ctypes.c_float(eps)
     )
     return out
@@ -158,7 +158,9 @@ def rope(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torc
         return None
     CALLS["rope"] += 1
     out = states.new_empty(states.shape)
-    load().danqing_rope(*map(_at, (states, cosine, sine, out)), *map(ctypes.c_int64, states.shape))
+    compiled(SOURCE).danqing_rope(
+        *map(_at, (states, cosine, sine, out)), *map(ctypes.c_int64, states.shape)
+    )
     return out
 
 

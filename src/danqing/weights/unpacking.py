@@ -1,0 +1,86 @@
+"""Weights in fewer bits widened to the dtype that computes: fp8 and int8 by table, GGUF by block.
+
+By way of torch's and gguf's own conversions this took longer than the arithmetic of a block that is
+streamed (decision 0016). The kernels give the same bits; where they cannot be had, a table of 256
+numbers and the library gguf do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from danqing.processor import compiled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+_TYPES = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8}
+
+
+def by_table(
+    data: torch.Tensor,
+    kind: str,
+    shape: Sequence[int],
+    scales: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Return numbers of one byte each, multiplied by their scales in float32, rounded once.
+
+    Args:
+        data: uint8, one dimension.
+        kind: one of `danqing.weights.quantised.BYTES`.
+        shape: of the tensor.
+        scales: float32, one number, or one for each row; none is 1.
+        dtype: wanted.
+    """
+    table = torch.arange(256, dtype=torch.uint8).view(_TYPES[kind]).float()
+    rows = shape[0] if len(shape) > 1 else 1
+    scales = torch.ones(1) if scales is None else scales.float().reshape(-1)
+    library, target = compiled(SOURCE), dtype if dtype is torch.bfloat16 else torch.float32
+    if library is None:
+        values = (table if scales.numel() > 1 else table * scales).to(
+            torch.float32 if scales.numel() > 1 else target
+        )
+        found = values.index_select(0, data.int()).reshape(rows, -1)
+        found = found * scales[:, None] if scales.numel() > 1 else found
+        return found.to(dtype).reshape(list(shape))
+    out = torch.empty(list(shape), dtype=target)
+    library.danqing_unpack_bytes(
+        _at(data.contiguous()), _at(table), _at(scales), ctypes.c_int64(int(scales.numel() > 1)),
+        _at(out), int(target is torch.bfloat16), ctypes.c_int64(rows),
+        ctypes.c_int64(math.prod(shape) // rows),
+    )  # fmt: skip
+    return out.to(dtype)
+
+
+def by_block(
+    data: torch.Tensor, kind: int, elements: int, count: int, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """Return the numbers of blocks of a type of ggml, or None where the kernel cannot.
+
+    Args:
+        data: uint8, contiguous.
+        kind: ggml's number of the type.
+        elements: numbers of a block.
+        count: blocks.
+        dtype: wanted; float32 comes in place of any but bfloat16.
+    """
+    library = compiled(SOURCE)
+    if library is None:
+        return None
+    target = dtype if dtype is torch.bfloat16 else torch.float32
+    out = torch.empty(count * elements, dtype=target)
+    refused = library.danqing_unpack_blocks(
+        kind, _at(data), _at(out), int(target is torch.bfloat16), ctypes.c_int64(count)
+    )
+    return None if refused else out
+
+
+def _at(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
