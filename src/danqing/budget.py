@@ -19,6 +19,10 @@ RING_UNITS = (3.0, 2.5, 2.0, 1.5, 1.0)
 """How many of its largest blocks the memory for streaming may hold; with 1 nothing overlaps."""
 READ_COST = 0.1e-9
 """Seconds of arithmetic lost for each byte read beside it (decision 0013)."""
+RECODE_COST = 0.2e-9
+"""Seconds for each byte of a block that is quantised after it was read (decision 0014)."""
+INT8_SPEED = 1.9
+"""How many times faster products of bytes are (decision 0014)."""
 HIDDEN = 0.7
 """Share of a step's arithmetic that reading may take, so that it stays hidden when disks waver."""
 SPARE = 160 << 20
@@ -47,14 +51,18 @@ class Part:
         blocks: what of it can be streamed, in order.
         extra: bytes that are needed beside them while it is read whole.
         tables: bytes that stay mapped when it is streamed, and of which next to nothing is used.
-        settles: its blocks are streamed once, and stay in another form, of which `bytes` are.
+        mapped: its pages count when they are used, not when it is opened.
+        widened: its blocks are not computed with the bytes that were read: they are made anew.
+        recoded: its blocks are computed in int8, of which `bytes` are, and stay so if they stay.
     """
 
     name: str
     bytes: int
     blocks: tuple[Block, ...] = ()
     extra: int = 0
-    settles: bool = False
+    mapped: bool = False
+    widened: bool = False
+    recoded: bool = False
     tables: int = 0
 
     @property
@@ -121,12 +129,10 @@ def resident(parts: Mapping[str, Part], work: Work) -> Arrangement:
     held = 0
     loaded: set[str] = set()
     for stage, names in work.stages.items():
-        reading = 0
-        for name in names:
-            if name not in loaded:
-                loaded.add(name)
-                held += parts[name].bytes
-                reading = max(reading, held + parts[name].extra)
+        new = [name for name in names if name not in loaded]
+        loaded.update(new)
+        reading = held + _while_read([parts[name] for name in new])
+        held += sum(parts[name].bytes for name in new)
         peaks[stage] = work.base + max(reading, held + work.activations[stage])
     return Arrangement(placement="resident", kept=tuple(parts), peaks=peaks)
 
@@ -136,9 +142,18 @@ def staged(parts: Mapping[str, Part], work: Work, limit: int = 0) -> Arrangement
     peaks = {}
     for stage, names in work.stages.items():
         weights = sum(parts[name].bytes for name in names)
-        extra = max(parts[name].extra for name in names)
-        peaks[stage] = work.base + weights + max(work.activations[stage], extra)
+        reading = _while_read([parts[name] for name in names])
+        peaks[stage] = work.base + max(weights + work.activations[stage], reading)
     return _keeping(Arrangement(placement="staged", peaks=peaks), parts, work, limit)
+
+
+def _while_read(parts: Sequence[Part]) -> int:
+    """Return the bytes of some components while the last of them is read."""
+    held, most = 0, 0
+    for part in parts:
+        held += 0 if part.mapped else part.bytes
+        most = max(most, held + part.extra)
+    return most
 
 
 def streamings(
@@ -162,7 +177,7 @@ def streamings(
         for name in names
         if parts[name].blocks
         and (
-            parts[name].settles or ((every or stage in too_large) and _is_large(parts, names, name))
+            parts[name].recoded or ((every or stage in too_large) and _is_large(parts, names, name))
         )
     ]
     chosen = list(dict.fromkeys(chosen))
@@ -174,9 +189,7 @@ def streamings(
         plain = _streaming(parts, work, dict.fromkeys(chosen, ()), ring)
         stay: dict[str, tuple[str, ...]] = dict.fromkeys(chosen, ())
         room = limit - plain.peaks["denoise"]
-        if parts["transformer"].settles:
-            stay["transformer"] = tuple(b.name for b in parts["transformer"].blocks if not b.once)
-        elif "transformer" in stay and not all_of_it:
+        if "transformer" in stay and not all_of_it:
             stay["transformer"] = staying(parts["transformer"], work, room, rates)
         found = _streaming(parts, work, stay, ring)
         yield found if all_of_it else _keeping(found, parts, work, limit)
@@ -197,6 +210,7 @@ def _streaming(
             + SPARE
             + (ring if stay.keys() & set(names) else 0)
             + sum(_held(parts[name], stay) - parts[name].tables for name in names)
+            + max(_made_anew(parts[name], stay) for name in names)
             + work.activations[stage]
         )
     return Arrangement(placement="streamed", streamed=stay, ring=ring, peaks=peaks)
@@ -218,9 +232,18 @@ def _held(part: Part, stay: Mapping[str, tuple[str, ...]]) -> int:
     return part.rest + sum(block.bytes for block in part.blocks if block.name in here)
 
 
+def _made_anew(part: Part, stay: Mapping[str, tuple[str, ...]]) -> int:
+    """Return the bytes of the largest block in another form than that in which it was read."""
+    if part.name not in stay or not (part.widened or part.recoded):
+        return 0
+    return max(block.bytes for block in part.blocks)
+
+
 def _keeping(found: Arrangement, parts: Mapping[str, Part], work: Work, limit: int) -> Arrangement:
     """Let components that are needed for every picture stay, if there is room for them."""
     for name in ("transformer", "vae"):
+        if found.streamed.get(name) == ():
+            continue  # what is left of it is read again in no time
         held = _held(parts[name], found.streamed)
         peaks = {}
         for stage, peak in found.peaks.items():
@@ -244,20 +267,25 @@ def staying(part: Part, work: Work, room: int, rates: Rates | None) -> tuple[str
     most = min(len(blocks), max(0, room // each))
     count = most
     if rates is not None:
-        count = min(range(most + 1), key=lambda n: _seconds(blocks, n, work, rates))
+        count = min(
+            range(most + 1), key=lambda n: _seconds(blocks, n, work, rates, recoded=part.recoded)
+        )
     if not count:
         return ()
     return tuple(blocks[i * len(blocks) // count].name for i in range(count))
 
 
-def _seconds(blocks: Sequence[Block], count: int, work: Work, rates: Rates) -> float:
+def _seconds(
+    blocks: Sequence[Block], count: int, work: Work, rates: Rates, *, recoded: bool
+) -> float:
     """Estimate what keeping `count` blocks costs and saves in a run, in seconds."""
     share = count / len(blocks)
     kept = share * sum(block.bytes for block in blocks)
     streamed = (1 - share) * sum(block.disk for block in blocks)
-    computing = work.flops["denoise"] / rates.matmul_flops
+    computing = work.flops["denoise"] / rates.matmul_flops / (INT8_SPEED if recoded else 1)
     stall = max(0.0, streamed / rates.read_bytes - HIDDEN * computing)
-    return kept / rates.fill_bytes + work.steps * (stall + streamed * READ_COST)
+    each = stall + streamed * (READ_COST + (RECODE_COST if recoded else 0))
+    return kept / rates.fill_bytes + work.steps * each
 
 
 def tiles_of(height: int, width: int) -> list[int]:

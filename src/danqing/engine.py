@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import importlib.metadata
 import platform
@@ -10,8 +11,9 @@ import secrets
 import sys
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from danqing import devices, models, plan, weights
@@ -563,13 +565,13 @@ class Engine:
     def _load(
         self, names: Sequence[str], costs: list[StageCost], listen: Listener | None
     ) -> Mapping[str, Any]:
-        """Return components, reading those that are not there."""
+        """Read components that are not there; return what is, as a view that holds none of it."""
         for name in names:
             if name not in self._modules:
                 with self._stage("load", costs, component=name):
                     self._modules[name] = self._build(name, listen)
                     self._watch(name, self._modules[name])
-        return {name: self._modules[name] for name in names}
+        return MappingProxyType(self._modules)
 
     def _build(self, name: str, listen: Listener | None) -> Any:
         total = self.checkpoint.component(name).size_bytes
@@ -611,20 +613,19 @@ class Engine:
 
     def _open_streaming(self) -> Streaming | None:
         """Return what components need to be streamed, if the plan says that some are."""
-        from danqing.models.quantising import to_int8
+        from danqing.models.quantising import in_int8
         from danqing.models.streaming import Ring, Streaming
         from danqing.weights.ranges import RangeReader
 
         if self._streaming is None and self.plan.placement == "streamed":
             parts = [part for part in self.plan.components if part.placement == "streamed"]
-            settling = {part.name for part in parts if part.arithmetic}
             self._streaming = Streaming(
                 self._device,
                 Ring(self.plan.ring_bytes, self._device),
                 RangeReader(direct=self._device.shares_host_memory()),
-                # what settles is read first like all else
-                {part.name: () if part.name in settling else part.staying for part in parts},
-                dict.fromkeys(settling, partial(to_int8, self._device)),
+                # what stays in another form is read first like all else
+                {part.name: () if part.arithmetic else part.staying for part in parts},
+                {p.name: in_int8(self._device, p.staying) for p in parts if p.arithmetic},
             )
         return self._streaming
 
@@ -638,6 +639,9 @@ class Engine:
             del self._modules[name]
             self.checkpoint.component(name).close()
         self._end_streaming(after=stage)
+        # layers whose forward was exchanged refer to themselves: without this their weights would
+        # stay until Python looks for such cycles, in memory that the next stage counts on
+        gc.collect()
         self._device.release()
 
     def _end_streaming(self, *, after: str) -> None:

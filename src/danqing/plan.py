@@ -449,18 +449,18 @@ class _Fitting:
     def _part(self, component: PlannedComponent) -> Part:
         if component.device:
             return Part(name=component.name, bytes=0)
-        settles = self._int8 and component.name == "transformer"
+        recoded = self._int8 and component.name == "transformer"
         itemsize = DTYPES[component.dtype]
         blocks = tuple(
             Block(
                 name=unit.name,
                 disk=disk,
-                bytes=unit.elements * (1 if settles and not unit.once else itemsize),
+                bytes=unit.elements * (1 if recoded and not unit.once else itemsize),
                 once=unit.once,
             )
             for unit, disk in self._model.units(component.name)
         )
-        saved = sum(b.bytes for b in blocks if not b.once) * (itemsize - 1) if settles else 0
+        saved = sum(b.bytes for b in blocks if not b.once) * (itemsize - 1) if recoded else 0
         on_disk = self._model.checkpoint.component(component.name).size_bytes
         copied = self._device.shares_host_memory() and component.stored != component.dtype
         return Part(
@@ -468,8 +468,10 @@ class _Fitting:
             bytes=self._model.elements(component.name) * itemsize - saved,
             blocks=blocks if component.name != "vae" else (),
             extra=on_disk if copied else 0,
+            mapped=component.mapped,
+            widened=component.stored != component.dtype or component.dtype == "float32",
             tables=self._model.table_elements(component.name) * itemsize if component.mapped else 0,
-            settles=settles,
+            recoded=recoded,
         )
 
     @cached_property
@@ -567,7 +569,7 @@ class _Fitting:
             placement="streamed",
             blocks=len(blocks),
             staying=found.streamed[part.name],
-            arithmetic="int8" if self.parts[part.name].settles else "",
+            arithmetic="int8" if self.parts[part.name].recoded else "",
         )
 
     def seconds(self, found: Arrangement) -> dict[str, float]:
@@ -592,10 +594,14 @@ class _Fitting:
         once = sum(block.disk for block in part.blocks if block.once)
         if part.name not in found.streamed:
             return part.bytes / rates.read_bytes + self._work.steps * computing
+        cost = budget.READ_COST
+        if part.recoded:
+            computing /= budget.INT8_SPEED
+            cost += budget.RECODE_COST
         staying = set(found.streamed[part.name])
         stay = sum(block.disk for block in part.blocks if block.name in staying)
         coming = sum(block.disk for block in part.blocks) - once - stay
-        each = max(computing + coming * budget.READ_COST, coming / rates.read_bytes)
+        each = max(computing + coming * cost, coming / rates.read_bytes)
         return once / rates.read_bytes + stay / rates.fill_bytes + self._work.steps * each
 
 

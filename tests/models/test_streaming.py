@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -343,6 +344,54 @@ def test_int8_is_alike_and_streams_each_block_once(monkeypatch: pytest.MonkeyPat
     assert difference.psnr > 30
     assert difference.ssim > 0.9
     assert difference.largest > 0
+
+
+def test_int8_is_the_same_whatever_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that are quantised anew in each step give what those give that stay quantised."""
+    from danqing.devices import cpu
+    from danqing.processor import cpu_flags
+
+    monkeypatch.setattr(cpu, "_INT8_FLAGS", cpu_flags())
+    found = {}
+    for placement in ("auto", "streamed"):
+        with danqing.open("pocket", device=CPU, quantise="int8", placement=placement) as engine:
+            found[placement] = (
+                engine.generate("three blue mountains", seed=1).pictures[0].pixels_sha256
+            )
+            (part,) = (p for p in engine.plan.components if p.name == "transformer")
+            assert bool(part.staying) == (placement == "auto")
+            transformer = engine._modules.get("transformer")
+            if transformer is not None and placement == "streamed":
+                layers = [one for one in transformer.modules() if "forward" in vars(one)]
+                assert not any(type(one) is torch.nn.Linear for one in layers)
+    assert found["auto"] == found["streamed"]
+
+
+@pytest.mark.parametrize("placement", ["staged", "streamed"])
+def test_a_stage_is_gone_when_the_next_is_read(
+    flux: Path, placement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even a network that refers to itself, and the memory it was read into."""
+    from danqing.engine import Engine
+
+    seen: list[tuple[Any, str]] = []
+    build = Engine._build
+
+    def watched(engine: Engine, name: str, listen: Any) -> Any:
+        if name == "vae":
+            alive = [ref() for ref, _ in seen]
+            assert alive == [None] * len(seen)
+            assert engine._streaming is None
+        found = build(engine, name, listen)
+        if name != "vae":
+            found.itself = found.forward
+            seen.append((weakref.ref(found), name))
+        return found
+
+    monkeypatch.setattr(Engine, "_build", watched)
+    with danqing.open(flux, device=CPU, placement=placement) as engine:
+        engine.generate("a cat", height=64, width=64, num_inference_steps=1)
+    assert [name for _, name in seen] == ["text_encoder", "text_encoder_2", "transformer"]
 
 
 def test_no_int8_where_the_device_has_none(flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 _INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 _FLOAT16_FLAGS = {"avx512_fp16", "amx_fp16", "asimdhp", "fphp"}
 _SHOWN_FLAGS = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile", "amx_int8", "sve"}
+_FIRST_USE = 48 << 20
+"""Bytes of libraries, kernels and threads that are only there once something was computed."""
 
 
 class Cpu(Device):
@@ -53,8 +55,8 @@ class Cpu(Device):
         return torch.get_num_threads()
 
     def base_bytes(self) -> int:
-        """Return the process's resident set as it is now."""
-        return _status("VmRSS") or 0
+        """Return the process's resident set as it is now, and what the first picture brings."""
+        return (_status("VmRSS") or 0) + _FIRST_USE
 
     @property
     def attentions(self) -> Mapping[str, Callable[..., Any]]:

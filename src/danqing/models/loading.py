@@ -17,18 +17,21 @@ from torch.overrides import TorchFunctionMode
 
 from danqing.errors import TensorMismatchError
 from danqing.weights import QUANTISED
+from danqing.weights.quantised import BYTES
+from danqing.weights.tensor_file import FLOAT_DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from danqing.weights import Component
+    from danqing.weights.tensor_file import TensorEntry
 
 Change = Literal["", "swap_halves", "conv_to_linear"]
 """`swap_halves`: the two halves of the rows change places. `conv_to_linear`: (O, I, 1, 1) is
 (O, I)."""
 
 CASTABLE = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"} | QUANTISED
-"""Dtypes whose values are known; whole numbers would need a scale from elsewhere."""
+"""Dtypes whose values are known; whole numbers need a scale."""
 SHOWN = 6
 
 
@@ -95,11 +98,16 @@ def match(
         wanted = _wanted_shape(row, shapes)
         if held[row.source].shape != wanted:
             misshapen.append(f"{row.source} is {held[row.source].shape}, not {wanted}")
-        elif held[row.source].dtype not in CASTABLE:
+        elif not _is_castable(held[row.source]):
             misshapen.append(f"{row.source} is of dtype {held[row.source].dtype}")
     if missing or unexpected or misshapen:
         raise _mismatch(component, missing, unexpected, misshapen)
     return pieces
+
+
+def _is_castable(entry: TensorEntry) -> bool:
+    """Say whether a tensor's values are known: whole numbers are, if they have a scale."""
+    return entry.dtype in CASTABLE or (entry.dtype in BYTES and entry.scale is not None)
 
 
 def _wanted_shape(row: Row, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -152,8 +160,9 @@ def fill(
         device: where they go.
         on_bytes: told the bytes of the file done so far.
         streamed: the module's tensors that are read when they are needed; they are empty here.
-        read: gives a tensor to copy from, or None where it cannot; without it all are mapped.
-        looked_up: tables of which few rows are used: these are mapped all the same.
+        read: reads a tensor instead of mapping it, or says None; without it all are mapped.
+        looked_up: tables of which few rows are used: these are mapped all the same, if they are
+            used as they are.
     """
     done = 0
     tensors: dict[str, torch.Tensor] = {}
@@ -165,17 +174,16 @@ def fill(
         dtype = dtype_of(target)
         key = (piece, dtype)
         if key not in tied:
-            lent = read(component, piece, dtype) if read and target not in looked_up else None
-            tensor = lent
-            if tensor is None:
-                tensor = component.read(piece.source, piece.start, piece.stop, dtype)
-            tensor = changed(tensor, piece.change)
+            maps = target in looked_up and stays_mapped(component, piece, dtype, device)
+            own = None if read is None or maps else read(component, piece, dtype)
+            if own is None:
+                mapped = component.read(piece.source, piece.start, piece.stop, dtype)
+                tied[key] = place(changed(mapped, piece.change), dtype, device)
+            else:
+                tied[key] = changed(own, piece.change).to(device)
             entry = component.entries[piece.source]
             rows = max(entry.shape[0], 1) if entry.shape else 1
             done += entry.size_bytes * (piece.stop - piece.start) // rows
-            tied[key] = place(tensor, dtype, device)
-            if lent is not None and tied[key].device.type == "cpu":
-                tied[key] = tied[key].clone()  # out of the memory that was lent
         tensors[target] = tied[key]
         on_bytes(done)
     with warnings.catch_warnings():
@@ -184,6 +192,15 @@ def fill(
         _assign(module, tensors)
     _compute_buffers(module, device)
     module.requires_grad_(requires_grad=False).eval()
+
+
+def stays_mapped(
+    component: Component, piece: Piece, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Say whether a tensor is used as it lies in the file."""
+    stored = FLOAT_DTYPES.get(component.entries[piece.source].dtype)
+    same = stored is not None and getattr(torch, stored) is dtype is not torch.float32
+    return same and device.type == "cpu"
 
 
 def _assign(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

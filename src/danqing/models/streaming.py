@@ -9,17 +9,19 @@ next. The numbers are those of the files, so a picture is the same bit for bit.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from danqing.models.loading import changed, place
-from danqing.weights.ranges import RangeReader, as_memory, lay_out
+from danqing.models.loading import changed, place, stays_mapped
+from danqing.weights.ranges import BLOCK, RangeReader, as_memory, lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,10 +32,9 @@ if TYPE_CHECKING:
     from danqing.weights import Component
     from danqing.weights.ranges import Layout, Reading, Span
 
-    Settle = Callable[[torch.nn.Module], set[int]]
-
-
 _STREAMED = "_danqing_streamed"
+_ALIGNED = 64
+"""Bytes, as torch aligns memory on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,21 @@ def spans_of(component: Component, pieces: Sequence[Piece]) -> list[Span] | None
     spans = [component.span(piece.source, piece.start, piece.stop) for piece in pieces]
     known = [span for span in spans if span is not None]
     return known if len(known) == len(spans) else None
+
+
+@dataclass(frozen=True)
+class Recoding:
+    """Another form that blocks are computed in, made of each when it was read.
+
+    Attributes:
+        make: gives a block that form; returns the ids of the parameters not needed any more.
+        undo: takes it away.
+        kept: names of the blocks that keep it, and are not read again.
+    """
+
+    make: Callable[[torch.nn.Module], set[int]]
+    undo: Callable[[torch.nn.Module], None]
+    kept: Collection[str]
 
 
 class Ring:
@@ -172,12 +188,28 @@ class Source:
     dtype_of: Callable[[str], torch.dtype]
     device: Device
 
-    def decode(self, tensor: str, data: torch.Tensor) -> torch.Tensor:
-        """Make a tensor, on the device, of its bytes."""
+    def decode(
+        self, tensor: str, data: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Make a tensor, on the device, of its bytes; on the host in `out`, if that is given."""
         piece = self.pieces[tensor]
         dtype = self.dtype_of(tensor)
-        found = self.component.decode(piece.source, data, piece.start, piece.stop, dtype)
-        return place(changed(found, piece.change), dtype, self.device.torch_device)
+        into = None if piece.change else out
+        rows = (piece.start, piece.stop)
+        found = self.component.decode(piece.source, data, rows, dtype, into)
+        found = changed(found, piece.change)
+        if out is None:
+            return place(found, dtype, self.device.torch_device)
+        wide = out.view(found.shape)
+        return wide if found.data_ptr() == out.data_ptr() else wide.copy_(found)
+
+    def wide_bytes(self, tensor: str) -> int:
+        """Return the bytes of a tensor that is made of those read; 0 if it is used as it lies."""
+        piece, dtype = self.pieces[tensor], self.dtype_of(tensor)
+        if stays_mapped(self.component, piece, dtype, self.device.torch_device):
+            return 0
+        shape = self.component.entries[piece.source].shape
+        return (piece.stop - piece.start) * math.prod(shape[1:]) * dtype.itemsize
 
 
 @dataclass
@@ -188,8 +220,9 @@ class _Planned:
     layout: Layout
     spans: Sequence[Span]
     module: torch.nn.Module
-    parameters: list[torch.Tensor] = field(default_factory=list)
-    empty: list[torch.Tensor] = field(default_factory=list)
+    parameters: list[torch.Tensor]
+    empty: list[torch.Tensor]
+    wide: list[int]
     settled: bool = False
 
 
@@ -209,7 +242,7 @@ class Streamed:
         ring: Ring,
         reader: RangeReader,
         *,
-        settle: Settle | None = None,
+        recoding: Recoding | None = None,
     ) -> None:
         """Watch for the layers that need a unit; nothing is read yet.
 
@@ -219,21 +252,26 @@ class Streamed:
             units: in the order in which they are needed.
             ring: memory, which may be other networks' too.
             reader: of the files.
-            settle: makes something of a block when it is there for the first time, which stays.
+            recoding: the form that blocks are computed in, if it is not that of the files.
         """
         self._source = source
-        self._settle = settle
+        self._recoding = recoding
         self._ring = ring
         self._reader = reader
         self.waited = 0.0
         self.read_bytes = 0
         self._bound: int | None = None
+        self._lent = False  # the bound unit's tensors lie in the ring
         self._coming: deque[_Coming] = deque()
         self._passes = 1
         self._planned = [self._plan(module, unit) for unit in units]
         self._first = next((i for i, unit in enumerate(units) if not unit.once), 0)
+        # widened tensors have memory of their own, the same for each block: theirs would be torn to
+        # pieces by what is kept between blocks, and never be large enough again
         own_memory = source.device.shares_host_memory()
         self._uploader = None if own_memory else ThreadPoolExecutor(1, "danqing-upload")
+        most = max((_places(one.wide)[1] for one in self._planned if own_memory), default=0)
+        self._wide = torch.empty(most, dtype=torch.uint8)
         for index, unit in enumerate(units):
             # the block's own hook too: a layer's forward is looked up before its hooks are called
             layers = (name.rpartition(".")[0] for name in unit.tensors)
@@ -247,7 +285,8 @@ class Streamed:
         parameters = [_tensor_at(module, name) for name in unit.tensors]
         empty = [parameter.data for parameter in parameters]
         layer = module.get_submodule(unit.name)
-        return _Planned(unit, lay_out(spans), spans, layer, parameters, empty)
+        wide = [self._source.wide_bytes(name) for name in unit.tensors]
+        return _Planned(unit, lay_out(spans), spans, layer, parameters, empty, wide)
 
     def expect(self, passes: int) -> None:
         """Say how often the network will be computed, so that reading goes on from end to start."""
@@ -273,8 +312,8 @@ class Streamed:
     def _before(self, index: int, module: torch.nn.Module, given: Any) -> None:  # noqa: ARG002
         if index != self._bound and not self._planned[index].settled:
             self._bind(index)
-            if self._settle is not None and not self._planned[index].unit.once:
-                self._settle_down(index, self._settle)
+            if self._recoding is not None and not self._planned[index].unit.once:
+                self._recode(index, self._recoding)
 
     def _bind(self, index: int) -> None:
         """Put a unit's tensors in their places, and begin to read those that come after it."""
@@ -283,7 +322,7 @@ class Streamed:
         if not self._coming or self._coming[0].index != index:
             self.stop()
             self._begin(index)
-        self._read_ahead()
+        self._read_ahead(index)
         coming = self._coming[0]
         start = time.perf_counter()
         try:
@@ -299,18 +338,21 @@ class Streamed:
             parameter.data = tensor
         self._coming.popleft()
         self._bound = index
+        self._lent = True
 
-    def _settle_down(self, index: int, settle: Settle) -> None:
-        """Let a block stay, in the form that it is given."""
+    def _recode(self, index: int, recoding: Recoding) -> None:
+        """Give the bound block its other form, and its memory in the ring to one that comes."""
         planned = self._planned[index]
         with torch.inference_mode(mode=False), torch.no_grad():
-            changed_ = settle(planned.module)
+            gone = recoding.make(planned.module)
             for parameter, empty in zip(planned.parameters, planned.empty, strict=True):
-                gone = id(parameter) in changed_
-                parameter.data = empty if gone else parameter.data.clone()
-        planned.settled = True
-        self._bound = None
+                parameter.data = empty if id(parameter) in gone else parameter.data.clone()
+        self._lent = False
         self._ring.give_back()
+        if planned.unit.name in recoding.kept:
+            planned.settled = True
+            self._bound = None
+        self._read_ahead(index)
 
     def _unbind(self) -> None:
         if self._bound is None:
@@ -319,18 +361,23 @@ class Streamed:
         for parameter, empty in zip(planned.parameters, planned.empty, strict=True):
             parameter.data = empty
         self._bound = None
-        self._ring.give_back()
+        if self._lent:
+            self._ring.give_back()
+        elif self._recoding is not None:
+            self._recoding.undo(planned.module)
 
-    def _read_ahead(self) -> None:
-        index = self._coming[-1].index
+    def _read_ahead(self, bound: int) -> None:
+        """Start reading what comes next, as far as the ring has room."""
+        kept = () if self._recoding is None else self._recoding.kept
+        index = self._coming[-1].index if self._coming else bound
         for _ in self._planned:
             index += 1
             if index == len(self._planned):
                 if self._passes <= 1:
                     return
                 index = self._first
-            here = self._settle is not None and not self._planned[index].unit.once
-            if self._planned[index].settled or (here and index <= self._coming[0].index):
+            planned = self._planned[index]
+            if planned.settled or (planned.unit.name in kept and index <= bound):
                 continue  # it will have settled by then
             if not self._begin(index):
                 return
@@ -341,7 +388,8 @@ class Streamed:
         start = self._ring.take(planned.layout.size)
         if start is None:
             return False
-        if self._coming and index <= self._coming[-1].index:
+        last = self._coming[-1].index if self._coming else self._bound
+        if last is not None and index <= last:
             self._passes -= 1
         memory = self._ring.view[start : start + planned.layout.size]
         coming = _Coming(index, self._reader.start(planned.layout, memory), start)
@@ -358,13 +406,23 @@ class Streamed:
         coming.reading.wait()
         planned = self._planned[coming.index]
         found = []
-        for name, span, offset in zip(
-            planned.unit.tensors, planned.spans, planned.layout.places, strict=True
-        ):
+        for name, span, offset, size, place_ in zip(
+            planned.unit.tensors, planned.spans, planned.layout.places,
+            planned.wide, _places(planned.wide)[0], strict=True,
+        ):  # fmt: skip
             first = coming.start + offset
             data = self._ring.bytes[first : first + span.stop - span.start]
-            found.append(self._source.decode(name, data))
+            out = None
+            if size and self._uploader is None:
+                out = self._wide[place_ : place_ + size].view(self._source.dtype_of(name))
+            found.append(self._source.decode(name, data, out))
         return found
+
+
+def _places(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Return where tensors lie behind each other, aligned as torch does it, and where they end."""
+    ends = list(accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes))
+    return [0, *ends[:-1]], ends[-1] if ends else 0
 
 
 @dataclass
@@ -377,7 +435,7 @@ class Streaming:
         reader: of the files.
         staying: of each component that is streamed, the names of the units that stay; of others,
             the tensors are read through the ring, and stay.
-        settle: of a component, what is made of each block, which stays.
+        recoding: of a component, the form that its blocks are computed in.
         streamed: by component.
     """
 
@@ -385,7 +443,7 @@ class Streaming:
     ring: Ring
     reader: RangeReader
     staying: Mapping[str, Collection[str]]
-    settle: Mapping[str, Settle] = field(default_factory=dict)
+    recoding: Mapping[str, Recoding] = field(default_factory=dict)
     streamed: dict[str, Streamed] = field(default_factory=dict)
 
     def attach(
@@ -393,24 +451,37 @@ class Streaming:
     ) -> None:
         """Let a network's units come and go."""
         self.streamed[component] = Streamed(
-            module, source, units, self.ring, self.reader, settle=self.settle.get(component)
+            module, source, units, self.ring, self.reader, recoding=self.recoding.get(component)
         )
         setattr(module, _STREAMED, self.streamed[component])
 
     def read(self, component: Component, piece: Piece, dtype: torch.dtype) -> torch.Tensor | None:
-        """Return a tensor's rows as `Component.read` does, read and not mapped.
+        """Return a tensor's rows, read and not mapped; None if they are no plain range of a file.
 
-        The ring's memory is lent for it until the next call; None if it does not fit in there.
+        They are read by way of the ring, as many at a time as it has room for.
         """
-        spans = spans_of(component, [piece])
-        if spans is None or lay_out(spans).size > len(self.ring):
+        whole = spans_of(component, [piece])
+        shape = component.entries[piece.source].shape
+        if whole is None or not shape:
             return None
-        layout = lay_out(spans)
+        rows = piece.stop - piece.start
+        out = torch.empty((rows, *shape[1:]), dtype=dtype)
+        each = (whole[0].stop - whole[0].start) // rows
+        at_once = max(1, (len(self.ring) - 2 * BLOCK) // each)
         self.ring.lend(None)
-        self.reader.start(layout, self.ring.view[: layout.size]).wait()
-        first = layout.places[0]
-        data = self.ring.bytes[first : first + spans[0].stop - spans[0].start]
-        return component.decode(piece.source, data, piece.start, piece.stop, dtype)
+        for start in range(piece.start, piece.stop, at_once):
+            stop = min(start + at_once, piece.stop)
+            some = replace(piece, start=start, stop=stop)
+            spans = spans_of(component, [some])
+            if spans is None or lay_out(spans).size > len(self.ring):
+                return None
+            layout = lay_out(spans)
+            self.reader.start(layout, self.ring.view[: layout.size]).wait()
+            first = layout.places[0]
+            data = self.ring.bytes[first : first + spans[0].stop - spans[0].start]
+            found = component.decode(piece.source, data, (start, stop), dtype)
+            out[start - piece.start : stop - piece.start] = found
+        return out
 
     def detach(self, component: str) -> None:
         """Let go of a network that is dropped."""

@@ -146,7 +146,7 @@ class Component:
             import torch
 
             data = tensor.reshape(-1).view(torch.uint8)
-            return self._widened(entry, data, tuple(tensor.shape), (start, stop), dtype)
+            return self._widened(entry, data, tuple(tensor.shape), (start, stop), dtype=dtype)
         adapter = self.adapters.get(name)
         return tensor if adapter is None else adapter.added_to(tensor, start, stop)
 
@@ -158,14 +158,23 @@ class Component:
         return None if place is None else Span(file.path, file.identity, *place)
 
     def decode(
-        self, name: str, data: torch.Tensor, start: int, stop: int, dtype: torch.dtype
+        self,
+        name: str,
+        data: torch.Tensor,
+        rows: tuple[int, int],
+        dtype: torch.dtype,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return what `read` gives for these rows, from the bytes that `span` names."""
+        """Return what `read` gives for these rows, from the bytes that `span` names.
+
+        A quantised tensor may be widened into `out`: one dimension, of `dtype`.
+        """
+        start, stop = rows
         entry = self.entries[name]
         if entry.dtype in BYTES:
             shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
-            return self._widened(entry, data, shape, (start, stop), dtype)
-        return self._opened[entry.file].decode(entry, data, stop - start, dtype)
+            return self._widened(entry, data, shape, rows, dtype=dtype, out=out)
+        return self._opened[entry.file].decode(entry, data, stop - start, dtype=dtype, out=out)
 
     def _widened(
         self,
@@ -173,7 +182,9 @@ class Component:
         data: torch.Tensor,
         shape: tuple[int, ...],
         rows: tuple[int, int | None],
+        *,
         dtype: torch.dtype | None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         import torch
 
@@ -183,7 +194,7 @@ class Component:
         if entry.scale is not None:
             factor = self._opened[entry.scale.file].read(entry.scale).float().reshape(-1)
             factor = factor[slice(*rows)] if factor.numel() > 1 else factor
-        return by_table(data, entry.dtype, shape, factor, dtype or torch.float32)
+        return by_table(data, entry.dtype, shape, factor, dtype or torch.float32, out=out)
 
     def close(self) -> None:
         """Let go of the mapped files; tensors already handed out stay valid."""

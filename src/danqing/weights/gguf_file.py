@@ -96,7 +96,13 @@ class GgufFile(TensorFile):
         return self.decode(entry, torch.from_numpy(np.asarray(data)), last - first)
 
     def decode(
-        self, entry: TensorEntry, data: torch.Tensor, rows: int, dtype: torch.dtype | None = None
+        self,
+        entry: TensorEntry,
+        data: torch.Tensor,
+        rows: int,
+        *,
+        dtype: torch.dtype | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """View bytes as F32, F16 or BF16; widen all others to float32, or bfloat16 if wanted."""
         import torch
@@ -112,7 +118,7 @@ class GgufFile(TensorFile):
             return data.view(dtype).reshape(shape)
         number = _NUMBER_OF[entry.dtype]
         _, elements, size = TYPES[number]
-        found = by_block(data, number, elements, len(data) // size, dtype or torch.float32)
+        found = by_block(data, number, elements, len(data) // size, dtype or torch.float32, out=out)
         if found is not None:
             return found.reshape(shape)
         values = _dequantise(data.numpy().reshape(-1, _bytes_of_row(entry)), entry.dtype)

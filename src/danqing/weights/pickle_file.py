@@ -48,7 +48,13 @@ class PickleFile(TensorFile):
         return
 
     def decode(
-        self, entry: TensorEntry, data: torch.Tensor, rows: int, dtype: torch.dtype | None = None
+        self,
+        entry: TensorEntry,
+        data: torch.Tensor,
+        rows: int,
+        *,
+        dtype: torch.dtype | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Never asked for: there are no spans."""
         raise NotImplementedError

@@ -83,7 +83,9 @@ class SafetensorsFile(TensorFile):
         entry: TensorEntry,
         data: torch.Tensor,
         rows: int,
+        *,
         dtype: torch.dtype | None = None,  # noqa: ARG002
+        out: torch.Tensor | None = None,  # noqa: ARG002
     ) -> torch.Tensor:
         """View bytes as the tensor's own dtype."""
         import torch

@@ -133,7 +133,13 @@ class TensorFile(ABC):
 
     @abstractmethod
     def decode(
-        self, entry: TensorEntry, data: torch.Tensor, rows: int, dtype: torch.dtype | None = None
+        self,
+        entry: TensorEntry,
+        data: torch.Tensor,
+        rows: int,
+        *,
+        dtype: torch.dtype | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return what `read` gives for some rows, from their bytes.
 
@@ -142,6 +148,7 @@ class TensorFile(ABC):
             data: uint8, one dimension; what is returned may share its memory.
             rows: how many they are.
             dtype: what a quantised tensor may be widened to at once; else it is float32.
+            out: memory that it may be widened into.
         """
 
     @abstractmethod

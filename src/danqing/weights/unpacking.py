@@ -29,6 +29,8 @@ def by_table(
     shape: Sequence[int],
     scales: torch.Tensor | None,
     dtype: torch.dtype,
+    *,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return numbers of one byte each, multiplied by their scales in float32, rounded once.
 
@@ -38,6 +40,7 @@ def by_table(
         shape: of the tensor.
         scales: float32, one number, or one for each row; none is 1.
         dtype: wanted.
+        out: contiguous, of this many numbers in this dtype, to be filled if that spares a copy.
     """
     table = torch.arange(256, dtype=torch.uint8).view(_TYPES[kind]).float()
     rows = shape[0] if len(shape) > 1 else 1
@@ -50,17 +53,24 @@ def by_table(
         found = values.index_select(0, data.int()).reshape(rows, -1)
         found = found * scales[:, None] if scales.numel() > 1 else found
         return found.to(dtype).reshape(list(shape))
-    out = torch.empty(list(shape), dtype=target)
+    if out is None or out.dtype is not target:
+        out = torch.empty(math.prod(shape), dtype=target)
     library.danqing_unpack_bytes(
         _at(data.contiguous()), _at(table), _at(scales), ctypes.c_int64(int(scales.numel() > 1)),
         _at(out), int(target is torch.bfloat16), ctypes.c_int64(rows),
         ctypes.c_int64(math.prod(shape) // rows),
     )  # fmt: skip
-    return out.to(dtype)
+    return out.to(dtype).view(list(shape))
 
 
 def by_block(
-    data: torch.Tensor, kind: int, elements: int, count: int, dtype: torch.dtype
+    data: torch.Tensor,
+    kind: int,
+    elements: int,
+    count: int,
+    dtype: torch.dtype,
+    *,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Return the numbers of blocks of a type of ggml, or None where the kernel cannot.
 
@@ -70,12 +80,14 @@ def by_block(
         elements: numbers of a block.
         count: blocks.
         dtype: wanted; float32 comes in place of any but bfloat16.
+        out: contiguous, of this many numbers in this dtype, to be filled if that spares a copy.
     """
     library = compiled(SOURCE)
     if library is None:
         return None
     target = dtype if dtype is torch.bfloat16 else torch.float32
-    out = torch.empty(count * elements, dtype=target)
+    if out is None or out.dtype is not target:
+        out = torch.empty(count * elements, dtype=target)
     refused = library.danqing_unpack_blocks(
         kind, _at(data), _at(out), int(target is torch.bfloat16), ctypes.c_int64(count)
     )

@@ -38,13 +38,20 @@ def has_attention(flags: frozenset[str]) -> bool:
     return available(flags) and "amx_bf16" not in flags
 
 
-def _library() -> Any:
+def has_int8() -> bool:
+    """Say whether products of bytes are among them: with AMX oneDNN's are faster."""
+    flags = cpu_flags()
+    return "avx512_vnni" in flags and "amx_int8" not in flags and library() is not None
+
+
+def library() -> Any:
     """Return the kernels, or None on a processor without these features."""
     return compiled(SOURCE) if cpu_flags() >= _WANTED else None
 
 
-def _at(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def at(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    """Return where a tensor's numbers lie."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def _fits(*tensors: torch.Tensor) -> bool:
@@ -80,7 +87,7 @@ def attention(
     out = query.new_empty(batches, queries, heads, width).permute(0, 2, 1, 3)
     strides = [stride for one in (*tensors, out) for stride in one.stride()[:3]]
     compiled(SOURCE).danqing_attention(
-        *map(_at, (*tensors, out)), (ctypes.c_int64 * 12)(*strides),
+        *map(at, (*tensors, out)), (ctypes.c_int64 * 12)(*strides),
         batches, heads, queries, key.shape[2], width, ctypes.c_float(scale),
     )  # fmt: skip
     return out
@@ -94,7 +101,7 @@ def gelu_tanh(states: torch.Tensor) -> torch.Tensor | None:
     out = states.new_empty(states.shape)
     width = states.shape[-1]
     rows = ctypes.c_int64(states.numel() // width)
-    compiled(SOURCE).danqing_gelu_tanh(_at(states), _at(out), rows, ctypes.c_int64(width))
+    compiled(SOURCE).danqing_gelu_tanh(at(states), at(out), rows, ctypes.c_int64(width))
     return out
 
 
@@ -118,7 +125,7 @@ def modulated_norm(
     CALLS["modulated_norm"] += 1
     out = states.new_empty(states.shape)
     compiled(SOURCE).danqing_modulated_norm(
-        *map(_at, (states, scale, shift, out)),
+        *map(at, (states, scale, shift, out)),
         *map(ctypes.c_int64, (pictures, tokens, width, apart)),
         ctypes.c_float(eps),
     )
@@ -140,7 +147,7 @@ def rms_norm(states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
     out = states.new_empty(states.shape)
     rows = ctypes.c_int64(states.numel() // width)
     compiled(SOURCE).danqing_rms_norm(
-        *map(_at, (states, weight, out)), rows, ctypes.c_int64(width), ctypes.c_float(eps)
+        *map(at, (states, weight, out)), rows, ctypes.c_int64(width), ctypes.c_float(eps)
     )
     return out
 
@@ -159,7 +166,7 @@ def rope(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torc
     CALLS["rope"] += 1
     out = states.new_empty(states.shape)
     compiled(SOURCE).danqing_rope(
-        *map(_at, (states, cosine, sine, out)), *map(ctypes.c_int64, states.shape)
+        *map(at, (states, cosine, sine, out)), *map(ctypes.c_int64, states.shape)
     )
     return out
 
@@ -175,16 +182,16 @@ def quantised(states: torch.Tensor, *, signed: bool) -> tuple[torch.Tensor, torc
 
     rows, width = states.shape
     kind = torch.int8 if signed else torch.uint8
-    library = _library()
-    if library is None or width % _LANES or not states.is_contiguous():
+    own = library()
+    if own is None or width % _LANES or not states.is_contiguous():
         values = states.float()
         scales = values.abs().amax(1).clamp(min=1e-30) / 127
         whole = (values / scales[:, None]).round() + (0 if signed else 128)
         return whole.to(kind), scales
     found = torch.empty(rows, width, dtype=kind)
     scales = torch.empty(rows)
-    run = library.danqing_quantise_weights if signed else library.danqing_quantise_activations
-    run(_at(states), _at(found), _at(scales), ctypes.c_int64(rows), ctypes.c_int64(width))
+    run = own.danqing_quantise_weights if signed else own.danqing_quantise_activations
+    run(at(states), at(found), at(scales), ctypes.c_int64(rows), ctypes.c_int64(width))
     return found, scales
 
 
@@ -197,14 +204,13 @@ def scale_rows(states: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | 
         bias: (width,), bfloat16, or None.
     """
     rows, width = states.shape
-    library = _library()
-    if library is None or width % _LANES:
+    own = library()
+    if own is None or width % _LANES:
         found = states.float() * scales[:, None]
         states.copy_(found if bias is None else found + bias.float())
         return
-    plus = ctypes.c_void_p(None) if bias is None else _at(bias)
-    library.danqing_scale_rows(
-        _at(states), _at(scales), plus, ctypes.c_int64(rows), ctypes.c_int64(width)
+    own.danqing_scale_rows(
+        *map(at, (states, scales, bias)), ctypes.c_int64(rows), ctypes.c_int64(width)
     )
 
 

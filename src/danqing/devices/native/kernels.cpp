@@ -1,7 +1,7 @@
 // Kernels in bfloat16 for processors with AVX-512 and its bfloat16 products (AVX512_BF16).
 //
 // Plain functions over pointers, called through ctypes: no header of torch is needed, so this
-// compiles in two seconds. Threads are those of torch: build.py links torch's own OpenMP.
+// compiles in two seconds. Threads are those of torch: processor.py links its own OpenMP.
 // All sums are kept in float32; results are rounded once.
 
 #include <immintrin.h>
@@ -231,6 +231,73 @@ void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, Strides q
   }
 }
 
+// One row to int8 around `offset`, its largest number being 127; returns what it was divided by.
+float quantise_row(const bf16* from, uint8_t* to, int64_t width, int offset) {
+  __m512 most = _mm512_setzero_ps();
+  for (int64_t i = 0; i < width; i += 16)
+    most = _mm512_max_ps(most, _mm512_abs_ps(load16(from + i)));
+  const float scale = std::max(_mm512_reduce_max_ps(most), 1e-30f) / 127.0f;
+  const __m512 by = _mm512_set1_ps(1.0f / scale);
+  for (int64_t i = 0; i < width; i += 16) {
+    const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load16(from + i), by));
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(whole, _mm512_set1_epi32(offset)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), bytes);
+  }
+  return scale;
+}
+
+#ifdef __AVX512VNNI__
+
+constexpr int kPanel = 64;      // output channels that are computed together
+constexpr int kDepth = 4096;    // inputs whose weights stay in the second cache meanwhile
+constexpr int kTokens = 6;      // rows whose sums stay in registers
+
+// Sums of products of bytes for up to six rows and one panel, added to what is there. The loops
+// are unrolled before g++ decides what stays in registers, and the sum is added to in place: else
+// it copies sums to the stack and back, at half the speed.
+template <int R>
+void multiply(const uint8_t* from, int64_t row, const int8_t* weights, int64_t groups,
+              int32_t* sums) {
+  __m512i total[R][4];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) total[r][i] = _mm512_loadu_si512(sums + r * kPanel + 16 * i);
+  for (int64_t group = 0; group < groups; ++group) {
+    __m512i here[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      here[i] = _mm512_loadu_si512(weights + (group * kPanel + 16 * i) * 4);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      int32_t four;
+      std::memcpy(&four, from + r * row + group * 4, 4);
+      const __m512i each = _mm512_set1_epi32(four);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+        asm("vpdpbusd %2, %1, %0" : "+v"(total[r][i]) : "v"(each), "v"(here[i]));
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) _mm512_storeu_si512(sums + r * kPanel + 16 * i, total[r][i]);
+}
+
+void multiply_some(int rows, const uint8_t* from, int64_t row, const int8_t* weights,
+                   int64_t groups, int32_t* sums) {
+  switch (rows) {
+    case 1: return multiply<1>(from, row, weights, groups, sums);
+    case 2: return multiply<2>(from, row, weights, groups, sums);
+    case 3: return multiply<3>(from, row, weights, groups, sums);
+    case 4: return multiply<4>(from, row, weights, groups, sums);
+    case 5: return multiply<5>(from, row, weights, groups, sums);
+    default: return multiply<6>(from, row, weights, groups, sums);
+  }
+}
+
+#endif
+
 }  // namespace
 
 extern "C" {
@@ -328,20 +395,8 @@ void danqing_rope(const bf16* from, const float* cosine, const float* sine, bf16
 static void quantise_rows(const bf16* from, uint8_t* to, float* scales, int64_t rows,
                           int64_t width, int offset) {
 #pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; ++row) {
-    const bf16* x = from + row * width;
-    __m512 most = _mm512_setzero_ps();
-    for (int64_t i = 0; i < width; i += 16)
-      most = _mm512_max_ps(most, _mm512_abs_ps(load16(x + i)));
-    const float scale = std::max(_mm512_reduce_max_ps(most), 1e-30f) / 127.0f;
-    scales[row] = scale;
-    const __m512 by = _mm512_set1_ps(1.0f / scale);
-    for (int64_t i = 0; i < width; i += 16) {
-      const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load16(x + i), by));
-      const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(whole, _mm512_set1_epi32(offset)));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + row * width + i), bytes);
-    }
-  }
+  for (int64_t row = 0; row < rows; ++row)
+    scales[row] = quantise_row(from + row * width, to + row * width, width, offset);
 }
 
 void danqing_quantise_activations(const bf16* from, uint8_t* to, float* scales, int64_t rows,
@@ -367,4 +422,84 @@ void danqing_scale_rows(bf16* states, const float* scales, const bf16* bias, int
     }
   }
 }
+
+#ifdef __AVX512VNNI__
+
+// Weights (outputs, inputs) to int8 with a scale for each output, in panels: of each four inputs,
+// those of 64 outputs together. `offsets` are 128 times the sums of each output's numbers.
+void danqing_int8_pack(const bf16* from, int8_t* to, float* scales, int32_t* offsets,
+                       int64_t outputs, int64_t inputs) {
+  const int64_t panels = (outputs + kPanel - 1) / kPanel;
+#pragma omp parallel
+  {
+    std::vector<uint8_t> rows(kPanel * inputs);
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t first = panel * kPanel;
+      const int count = static_cast<int>(std::min<int64_t>(kPanel, outputs - first));
+      for (int r = 0; r < kPanel; ++r) {
+        uint8_t* row = rows.data() + r * inputs;
+        if (r >= count) {
+          std::memset(row, 0, inputs);
+          continue;
+        }
+        scales[first + r] = quantise_row(from + (first + r) * inputs, row, inputs, 0);
+        __m512i sum = _mm512_setzero_si512();
+        for (int64_t i = 0; i < inputs; i += 16)
+          sum = _mm512_add_epi32(sum, _mm512_cvtepi8_epi32(_mm_loadu_si128(
+                                          reinterpret_cast<const __m128i*>(row + i))));
+        offsets[first + r] = 128 * _mm512_reduce_add_epi32(sum);
+      }
+      int8_t* out = to + first * inputs;
+      const __m512i steps = _mm512_mullo_epi32(
+          _mm512_set1_epi32(static_cast<int>(inputs)),
+          _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+      for (int64_t i = 0; i < inputs; i += 4)
+        for (int part = 0; part < 4; ++part)
+          _mm512_storeu_si512(
+              out + i * kPanel + part * 64,
+              _mm512_i32gather_epi32(steps, rows.data() + part * 16 * inputs + i, 1));
+    }
+  }
+}
+
+// (tokens, inputs) of bytes around 128, with a scale each, times packed weights, plus a bias.
+void danqing_int8_linear(const uint8_t* from, const float* by, const int8_t* packed,
+                         const float* scales, const int32_t* offsets, const bf16* bias, bf16* to,
+                         int64_t tokens, int64_t inputs, int64_t outputs) {
+  const int64_t panels = (outputs + kPanel - 1) / kPanel;
+#pragma omp parallel
+  {
+    std::vector<int32_t> sums(tokens * kPanel);
+#pragma omp for schedule(dynamic)
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t first = panel * kPanel;
+      const int8_t* weights = packed + first * inputs;
+      std::fill(sums.begin(), sums.end(), 0);
+      for (int64_t depth = 0; depth < inputs; depth += kDepth) {
+        const int64_t groups = std::min<int64_t>(kDepth, inputs - depth) / 4;
+        for (int64_t token = 0; token < tokens; token += kTokens)
+          multiply_some(static_cast<int>(std::min<int64_t>(kTokens, tokens - token)),
+                        from + token * inputs + depth, inputs, weights + depth * kPanel, groups,
+                        sums.data() + token * kPanel);
+      }
+      const int64_t count = std::min<int64_t>(kPanel, outputs - first);
+      for (int64_t token = 0; token < tokens; ++token) {
+        const __m512 own = _mm512_set1_ps(by[token]);
+        for (int64_t i = 0; i < count; i += 16) {
+          const int64_t at = first + i;
+          const __m512i whole =
+              _mm512_sub_epi32(_mm512_loadu_si512(sums.data() + token * kPanel + i),
+                               _mm512_loadu_si512(offsets + at));
+          const __m512 factor = _mm512_mul_ps(own, _mm512_loadu_ps(scales + at));
+          const __m512 plus = bias ? load16(bias + at) : _mm512_setzero_ps();
+          store16(to + token * outputs + at,
+                  _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), factor, plus));
+        }
+      }
+    }
+  }
+}
+
+#endif
 }
