@@ -101,6 +101,41 @@ def test_quantised_weights_become_plain_ones(schnell: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    "layout",
+    ["comfy", *(pytest.param(name, marks=pytest.mark.slow) for name in ("diffusers", "bfl"))],
+)
+def test_int8_keeps_a_byte_of_each_weight_and_the_picture(
+    schnell: Path, tmp_path: Path, layout: str
+) -> None:
+    """Blocks in int8, by row: half the size, no weight off by more than half a step."""
+    there = convert(schnell, tmp_path / "there", "--layout", layout, "--dtype", "int8")
+    files = [load_file(path) for path in there.rglob("*.safetensors")]
+    whole = {key: value for file in files for key, value in file.items()}
+    scaled = [key for key, value in whole.items() if value.dtype is torch.int8]
+    assert scaled
+    for key in scaled:
+        scale = whole[f"{key.removesuffix('weight')}weight_scale"]
+        assert scale.shape == (len(whole[key]), 1)
+        assert (whole[key].abs().amax(1) == 127).all()
+    wide = convert(there, tmp_path / "wide", "--layout", "diffusers", "--dtype", "float32")
+    mine, theirs = networks(wide), networks(schnell)
+    assert mine.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        error = (mine[name] - tensor.float()).abs()
+        inside = any(part.isdigit() for part in name.split(".")) and not name.startswith("vae/")
+        if tensor.ndim == 2 and inside:
+            assert (error <= tensor.float().abs().amax(1, keepdim=True) / 250).all(), name
+        else:
+            assert (error <= tensor.float().abs() * 2**-8).all(), name
+    pictures = []
+    for placement in ("resident", "streamed"):
+        with danqing.open(there, device="cpu", dtype="bfloat16", placement=placement) as engine:
+            found = engine.generate("a cat", seed=3, height=64, width=64)
+            pictures.append(found.pictures[0].pixels_sha256)
+    assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize(
     ("options", "words", "code"),
     [
         (["--layout", "onnx"], "diffusers, bfl, comfy", 2),

@@ -652,7 +652,7 @@ def convert(
     ] = "diffusers",
     dtype: Annotated[
         str,
-        typer.Option(metavar="NAME", help="keep, bfloat16, float16 or float32."),
+        typer.Option(metavar="NAME", help="keep, bfloat16, float16, float32 or int8."),
     ] = "keep",
     component: ComponentFlag = None,
     allow_pt: AllowPtFlag = False,

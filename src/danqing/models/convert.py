@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from danqing.weights import Checkpoint, Component, TensorEntry
 
 KEEP = "keep"
+INT8 = "int8"
+"""Matrices of blocks in int8 with a scale for each row, as compressed-tensors writes them, but for
+the autoencoder's; the rest in bfloat16."""
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_CHOICES = (KEEP, *DTYPES, INT8)
 _TORCH = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
@@ -85,7 +89,7 @@ def convert(
         checkpoint: opened.
         target: a folder that does not exist; it appears when it is complete.
         layout: one of those the model's family can write.
-        dtype: `keep`, or one of `DTYPES`.
+        dtype: `keep`, one of `DTYPES`, or `int8`.
         on_bytes: told the bytes written so far and in all.
 
     Raises:
@@ -93,10 +97,8 @@ def convert(
         OutputError: the target exists, or cannot be written.
         CheckpointError: the checkpoint is not sound.
     """
-    if dtype != KEEP and dtype not in DTYPES:
-        raise RequestError(
-            "there is no such dtype", seen=dtype, allowed=f"{KEEP}, {', '.join(DTYPES)}"
-        )
+    if dtype not in _CHOICES:
+        raise RequestError("there is no such dtype", seen=dtype, allowed=", ".join(_CHOICES))
     if target.exists():
         raise OutputError("the target exists already", seen=target, allowed="a new folder")
     spec = models.identify(checkpoint)
@@ -201,13 +203,20 @@ class Source:
         self._pieces: Mapping[str, Piece] = pieces
         self._dtype = dtype
 
-    def planned(self, name: str, row: Row) -> Planned:
-        """Return the tensor that a row of a key map makes of the module's tensors."""
+    def planned(self, name: str, row: Row) -> list[Planned]:
+        """Return the tensor that a row of a key map makes of the module's, and its scales."""
         dtype = self._dtype_of(row.targets)
         first = self.shapes[row.targets[0]]
         rows = (sum(self.shapes[target][0] for target in row.targets),) if first else ()
         tail = (1, 1) if row.change == "conv_to_linear" else ()
-        return Planned(name, dtype, (*rows, *first[1:], *tail), lambda: self._make(row, dtype))
+        shape = (*rows, *first[1:], *tail)
+        if dtype != "I8":
+            return [Planned(name, dtype, shape, lambda: self._make(row, dtype))]
+        scale = f"{name.removesuffix('.weight')}.weight_scale"
+        return [
+            Planned(name, "I8", shape, lambda: _quantised(self._make(row, "F32"))[0]),
+            Planned(scale, "F32", (*rows, 1), lambda: _quantised(self._make(row, "F32"))[1]),
+        ]
 
     def _make(self, row: Row, dtype: str) -> torch.Tensor:
         tensors = {}
@@ -220,6 +229,9 @@ class Source:
         return joined(row, tensors)
 
     def _dtype_of(self, targets: Iterable[str]) -> str:
+        targets = list(targets)
+        if self._dtype == INT8:
+            return "I8" if all(self._is_large(target) for target in targets) else "BF16"
         if self._dtype != KEEP:
             return DTYPES[self._dtype]
         entries = [self._component.entries[self._pieces[target].source] for target in targets]
@@ -236,6 +248,20 @@ class Source:
                 allowed=f"--dtype {', '.join(DTYPES)}",
             )
         return entries[0].dtype
+
+    def _is_large(self, target: str) -> bool:
+        """Say whether a tensor is the matrix of a block, that is in a list of layers.
+
+        The autoencoder has convolutions, and few matrices.
+        """
+        inside = any(part.isdigit() for part in target.split(".")) and self._component.name != "vae"
+        return inside and target.endswith(".weight") and len(self.shapes[target]) == 2  # noqa: PLR2004
+
+
+def _quantised(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a matrix in int8, its largest number of each row 127, and the rows' scales."""
+    scales = matrix.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+    return (matrix / scales).round().to(torch.int8), scales
 
 
 def _is_reduced(entry: TensorEntry) -> bool:

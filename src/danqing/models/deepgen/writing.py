@@ -34,7 +34,8 @@ def _diffusers(model: DeepGenModel, dtype: str) -> TargetLayout:
     files, tables = [], {}
     for name, stem in _STEMS.items():
         source = Source(model, name, dtype)
-        tensors = [source.planned(row.source, row) for row in _rows(name, source.shapes)]
+        rows = _rows(name, source.shapes)
+        tensors = [one for row in rows for one in source.planned(row.source, row)]
         files.append(TargetFile(path=f"{name}/{stem}.safetensors", tensors=tensors, sharded=True))
         tables[f"{name}/config.json"] = _config(model, name)
     tables["scheduler/scheduler_config.json"] = {

@@ -100,7 +100,7 @@ LAYOUTS: Mapping[str, Callable[[FluxModel, str], TargetLayout]] = {
 
 
 def _planned(source: Source, rows: Iterable[Row], prefix: str = "") -> list[Planned]:
-    return [source.planned(f"{prefix}{row.source}", row) for row in rows]
+    return [one for row in rows for one in source.planned(f"{prefix}{row.source}", row)]
 
 
 def _own_rows(name: str, source: Source) -> list[Row]:
