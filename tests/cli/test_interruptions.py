@@ -38,17 +38,20 @@ def wait_for(child: subprocess.Popen[str], words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "words"),
+    ("number", "code", "words", "placement"),
     [
-        (signal.SIGINT, 130, "danqing: interrupted"),
-        (signal.SIGTERM, 143, "danqing: terminated"),
-        (signal.SIGKILL, -9, ""),
+        (signal.SIGINT, 130, "danqing: interrupted", "resident"),
+        (signal.SIGTERM, 143, "danqing: terminated", "resident"),
+        (signal.SIGKILL, -9, "", "resident"),
+        (signal.SIGINT, 130, "danqing: interrupted", "streamed"),
+        (signal.SIGKILL, -9, "", "streamed"),
     ],
 )
 def test_signals_in_the_middle_of_denoising(
-    number: signal.Signals, code: int, words: str, schnell: Path, tmp_path: Path
+    number: signal.Signals, code: int, words: str, placement: str, schnell: Path, tmp_path: Path
 ) -> None:
-    child = start("generate", "a cat", "-m", schnell, "-o", "out.png", *LONG, cwd=tmp_path)
+    arguments = ("-m", schnell, "-o", "out.png", "--placement", placement, *LONG)
+    child = start("generate", "a cat", *arguments, cwd=tmp_path)
     wait_for(child, "denoise picture 0")
     child.send_signal(number)
     _, errors = child.communicate(timeout=30)
@@ -120,7 +123,7 @@ def test_a_full_disk(schnell: Path, small_disk: Path) -> None:
     arguments = ("-m", schnell, "--device", "cpu", "-o", "out.png")
     try:
         early = run_danqing("generate", "a cat", "--size", "512x512", *arguments, cwd=small_disk)
-        settings = ("--size", "96x96", "--steps", 400)
+        settings = ("--size", "96x96", "--steps", 400, "--placement", "streamed")
         child = start("generate", "a cat", *settings, *arguments, cwd=small_disk)
         wait_for(child, "denoise picture 0")
         (small_disk / "ballast").write_bytes(b"x" * 50_000)  # now somebody else fills the disk
@@ -133,6 +136,22 @@ def test_a_full_disk(schnell: Path, small_disk: Path) -> None:
     assert child.returncode == 7, late
     assert "the disk is full" in late
     assert names == ["ballast"]
+
+
+def test_a_full_disk_under_the_cache_costs_speed_alone(
+    schnell: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels cannot be compiled there, nor rates and digests kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small_disk))
+    arguments = ("-m", schnell, "--device", "cpu", "-o", "out.png", "--size", "64x64")
+    try:
+        (small_disk / "ballast").write_bytes(b"x" * (64 << 10))
+        settings = ("--dtype", "bfloat16", "--placement", "streamed")
+        child = run_danqing("generate", "a cat", *settings, *arguments, cwd=tmp_path)
+    finally:
+        subprocess.run(["umount", str(small_disk)], check=True)
+    assert child.returncode == 0, child.stderr
+    assert Image.open(tmp_path / "out.png").size == (64, 64)
 
 
 def test_output_closed_early_is_no_bug(schnell: Path, tmp_path: Path) -> None:
