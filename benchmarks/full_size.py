@@ -3,6 +3,9 @@
     python benchmarks/real_size.py FOLDER --diffusers       # 34 GB, random weights
     python benchmarks/full_size.py FOLDER [--only NAME ...] [--size 512] [--times 1] [--json OUT]
 
+    python benchmarks/real_size.py FOLDER --deepgen         # 14 GB
+    python benchmarks/full_size.py FOLDER --deepgen [--steps 50]
+
 Each contender is a process of its own, one after the other; before each the files' pages are
 dropped from the page cache. Seconds are from start to exit of the process, the peak is its VmHWM:
 pages of mapped files counted.
@@ -30,6 +33,39 @@ pipe = FluxPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16, local_fi
 pipe(sys.argv[5], height=size, width=size, num_inference_steps=steps, guidance_scale=0.0,
      max_sequence_length=256, generator=torch.Generator("cpu").manual_seed(1)).images[0].save(out)
 """
+STOCK_PARTS = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[6])
+import numpy as np
+from PIL import Image
+from danqing.models import identify, open_model
+from danqing.weights import open_checkpoint
+from tests import deepgen_reference as stock
+folder, out, size, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+checkpoint = open_checkpoint(folder)
+config = open_model(checkpoint, identify(checkpoint)).config_of("connector")
+parts = stock.load(folder, torch.bfloat16, config)
+noise = torch.randn(1, 16, size // 8, size // 8, generator=torch.Generator().manual_seed(1))
+pixels = stock.paint(parts, sys.argv[5], "", noise.bfloat16(), steps=steps, guidance=4.0)
+values = (pixels[0].float().clamp(-1, 1) + 1) * 127.5
+Image.fromarray(values.permute(1, 2, 0).round().numpy().astype(np.uint8)).save(out)
+"""
+
+
+def contenders_deepgen(folder: Path, out: Path, size: int, steps: int) -> dict[str, list[str]]:
+    danqing = [
+        sys.executable, "-m", "danqing", "generate", PROMPT, "-m", str(folder), "--device", "cpu",
+        "--dtype", "bfloat16", "--size", f"{size}x{size}", "--steps", str(steps), "--seed", "1",
+        "--guidance_scale", "4", "--overwrite", "--quiet", "-o", str(out),
+    ]  # fmt: skip
+    root = str(Path(__file__).parents[1])
+    script = [str(folder), str(out), str(size), str(steps), PROMPT, root]
+    return {
+        "danqing": danqing,
+        "danqing --memory 6GiB": [*danqing, "--memory", "6GiB"],
+        "stock parts": [sys.executable, "-c", STOCK_PARTS, *script],
+    }
 
 
 def contenders(folder: Path, out: Path, size: int, steps: int) -> dict[str, list[str]]:
@@ -43,6 +79,13 @@ def contenders(folder: Path, out: Path, size: int, steps: int) -> dict[str, list
         "danqing": danqing,
         "danqing --memory 4GiB": [*danqing, "--memory", "4GiB"],
         "danqing --quantise int8": [*danqing, "--quantise", "int8"],
+        "danqing --quantise int8 --memory 4GiB": [
+            *danqing,
+            "--quantise",
+            "int8",
+            "--memory",
+            "4GiB",
+        ],
         "diffusers": [sys.executable, "-c", DIFFUSERS, *script],
     }
 
@@ -77,7 +120,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--deepgen", action="store_true", help="the folder is a DeepGen-1.0")
+    parser.add_argument("--steps", type=int, help="4; of DeepGen-1.0 50")
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--only", action="append", help="a contender's name; may be repeated")
     parser.add_argument("--json", type=Path, help="where the numbers are added")
@@ -85,9 +129,9 @@ def main() -> None:
     found: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for turn in range(options.times):
-            rows = contenders(
-                options.folder, Path(scratch) / "out.png", options.size, options.steps
-            )
+            of = contenders_deepgen if options.deepgen else contenders
+            steps = options.steps or (50 if options.deepgen else 4)
+            rows = of(options.folder, Path(scratch) / "out.png", options.size, steps)
             for name, command in rows.items():
                 if options.only and name not in options.only:
                     continue

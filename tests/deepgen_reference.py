@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from PIL.Image import Image
@@ -39,26 +39,29 @@ class Parts:
     heads: int
 
 
-def load(folder: Path) -> Parts:
-    """Open a folder with the libraries' own loaders."""
+def load(
+    folder: Path, dtype: torch.dtype = torch.float32, connector: Mapping[str, Any] | None = None
+) -> Parts:
+    """Open a folder with the libraries' own loaders; `connector` is its config, if it has none."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, SiglipVisionConfig
     from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
     state = load_file(folder / "connector" / "model.safetensors")
-    config = json.loads((folder / "connector" / "config.json").read_text())
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    config = connector or json.loads((folder / "connector" / "config.json").read_text())
     siglip = SiglipVisionConfig(
         hidden_size=config["hidden_size"], intermediate_size=config["intermediate_size"],
         num_hidden_layers=config["num_hidden_layers"], layer_norm_eps=1e-6,
         num_attention_heads=config["num_attention_heads"], hidden_act="gelu_pytorch_tanh",
     )  # fmt: skip
     siglip._attn_implementation = "eager"
-    encoder = SiglipEncoder(siglip).eval()
+    encoder = SiglipEncoder(siglip).to(dtype).eval()
     prefix = "connector."
     encoder.load_state_dict(
         {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     )
-    options = {"torch_dtype": torch.float32, "local_files_only": True}
+    options = {"torch_dtype": dtype, "local_files_only": True}
     return Parts(
         vlm=Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder / "vlm", attn_implementation="sdpa", **options
