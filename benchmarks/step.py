@@ -117,6 +117,7 @@ def step_of_danqing(folder: Path, size: int, *, int8: bool = False) -> Callable[
     )  # fmt: skip
     given = inputs(size, torch.bfloat16)
     network = engine._load(["transformer"], [], None)["transformer"]
+    network.pos_embed.prepare(torch.cat([given["txt_ids"], given["img_ids"]]), torch.device("cpu"))
 
     def step() -> Any:
         with engine._kernels(), engine._device.repeating(), torch.inference_mode():
