@@ -321,7 +321,7 @@ class Streamed:
         self._unbind()
         if not self._coming or self._coming[0].index != index:
             self.stop()
-            self._begin(index)
+            self._begin(index, after=None)
         self._read_ahead(index)
         coming = self._coming[0]
         start = time.perf_counter()
@@ -379,16 +379,16 @@ class Streamed:
             planned = self._planned[index]
             if planned.settled or (planned.unit.name in kept and index <= bound):
                 continue  # it will have settled by then
-            if not self._begin(index):
+            if not self._begin(index, after=bound):
                 return
 
-    def _begin(self, index: int) -> bool:
-        """Start reading a unit, if the ring has room for it."""
+    def _begin(self, index: int, *, after: int | None) -> bool:
+        """Start reading a unit, if the ring has room for it; `after` is the one that is bound."""
         planned = self._planned[index]
         start = self._ring.take(planned.layout.size)
         if start is None:
             return False
-        last = self._coming[-1].index if self._coming else self._bound
+        last = self._coming[-1].index if self._coming else after
         if last is not None and index <= last:
             self._passes -= 1
         memory = self._ring.view[start : start + planned.layout.size]
