@@ -108,7 +108,7 @@ def step_of_danqing(folder: Path, size: int, *, int8: bool = False) -> Callable[
     import torch
 
     from danqing.engine import Engine
-    from danqing.models.hoisting import hoisted, modulations
+    from danqing.models.hoisting import Hoisted, hoisted, modulations
     from danqing.request import Request
 
     request = Request(prompt="a", height=size, width=size, num_inference_steps=100)
@@ -120,6 +120,8 @@ def step_of_danqing(folder: Path, size: int, *, int8: bool = False) -> Callable[
     network = engine._load(["transformer"], [], None)["transformer"]
     network.pos_embed.prepare(torch.cat([given["txt_ids"], given["img_ids"]]), torch.device("cpu"))
 
+    kept = Hoisted()
+
     def embed(_: int) -> torch.Tensor:
         found: torch.Tensor = network.time_text_embed(
             given["timestep"] * 1000, given["pooled_projections"]
@@ -129,7 +131,12 @@ def step_of_danqing(folder: Path, size: int, *, int8: bool = False) -> Callable[
     def step() -> Any:
         with engine._kernels(), engine._device.repeating(), torch.inference_mode():
             once = hoisted(
-                network, embed, embedder="time_text_embed", layers=modulations(network), steps=1
+                network,
+                embed,
+                embedder="time_text_embed",
+                layers=modulations(network),
+                steps=1,
+                kept=kept,
             )
             with once as at:
                 at(0)

@@ -29,9 +29,12 @@ def main() -> None:
     )  # fmt: skip
     seconds: dict[str, list[float]] = {"resident": [], "streamed": []}
     engines = {
-        name: Engine.open(options.folder, device="cpu", dtype="bfloat16", placement=name)
-        for name in seconds
+        "resident": Engine.open(options.folder, device="cpu", dtype="bfloat16"),
+        "streamed": Engine.open(
+            options.folder, device="cpu", dtype="bfloat16", memory=4 << 30, planned_for=request
+        ),
     }
+    assert all(engine.plan.placement == name for name, engine in engines.items())
     digests = set()
     for turn in range(options.turns + 1):
         for name, engine in engines.items():

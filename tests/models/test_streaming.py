@@ -394,6 +394,35 @@ def test_a_stage_is_gone_when_the_next_is_read(
     assert [name for _, name in seen] == ["text_encoder", "text_encoder_2", "transformer"]
 
 
+@pytest.mark.parametrize("which", ["flux", "deepgen"])
+def test_the_second_picture_of_a_prompt_reads_blocks_alone(
+    which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the layers that see the step alone: what they gave outlives the transformer."""
+    from danqing.models.streaming import Streamed
+
+    read: list[str] = []
+    begin = Streamed._begin
+
+    def watched(streamed: Streamed, index: int, *, after: int | None) -> bool:
+        begun = begin(streamed, index, after=after)
+        if begun:
+            read.append(streamed._planned[index].unit.name)
+        return begun
+
+    monkeypatch.setattr(Streamed, "_begin", watched)
+    with danqing.open(request.getfixturevalue(which), device=CPU, placement="streamed") as engine:
+        once = {unit.name for unit, _ in engine._model.units("transformer") if unit.once}
+        pictures = []
+        for seed in (1, 2, 1):
+            read.clear()
+            found = engine.generate("a boat", seed=seed, height=64, width=64, num_inference_steps=2)
+            pictures.append(found.pictures[0].pixels_sha256)
+            assert once & set(read) == (once if len(pictures) == 1 else set())
+            assert any("transformer_blocks" in name for name in read)
+        assert pictures[0] == pictures[2] != pictures[1]
+
+
 def test_no_int8_where_the_device_has_none(flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from danqing.devices import cpu
 

@@ -10,7 +10,8 @@ at a time, so the numbers are the same bit for bit.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,7 +19,18 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-_KEPT = "_danqing_hoisted"
+
+@dataclass
+class Hoisted:
+    """What the layers gave for the last request; small, and it outlives the network.
+
+    Attributes:
+        embedded: of each step, what the layers saw.
+        values: of each layer and step, what it gave.
+    """
+
+    embedded: torch.Tensor | None = None
+    values: list[list[torch.Tensor]] = field(default_factory=list)
 
 
 class _Stored(nn.Module):
@@ -48,10 +60,9 @@ def hoisted(
     embedder: str,
     layers: Sequence[str],
     steps: int,
+    kept: Hoisted,
 ) -> Iterator[Callable[[int], None]]:
     """Run the layers that see only the step; as long as this lasts, they give what they gave.
-
-    What was computed is kept with the transformer, for the next picture of the same prompt.
 
     Args:
         transformer: with the layers.
@@ -59,17 +70,17 @@ def hoisted(
         embedder: path of what embeds timestep and pooled prompt.
         layers: paths of the layers that see a SiLU of this embedding and nothing else.
         steps: of the run.
+        kept: what they gave the last time, which is taken if they would see the same again.
 
     Yields:
         What is to be called with the number of each step before it, counted from 0.
     """
     embedded = [embed(step) for step in range(steps)]
-    values = _kept(transformer, layers, embedded)
-    if values is None:
+    if not _knows(kept, transformer, layers, embedded):
         seen = [nn.functional.silu(one) for one in embedded]
-        values = [[transformer.get_submodule(name)(one) for one in seen] for name in layers]
-        setattr(transformer, _KEPT, (torch.stack(embedded), values))
-    stand_ins = [_Stored(of_layer) for of_layer in [embedded, *values]]
+        kept.values = [[transformer.get_submodule(name)(one) for one in seen] for name in layers]
+        kept.embedded = torch.stack(embedded)
+    stand_ins = [_Stored(of_layer) for of_layer in [embedded, *kept.values]]
     names = [embedder, *layers]
     originals = [_exchange(transformer, n, s) for n, s in zip(names, stand_ins, strict=True)]
 
@@ -84,16 +95,14 @@ def hoisted(
             _exchange(transformer, name, original)
 
 
-def _kept(transformer: nn.Module, layers: Sequence[str], embedded: Sequence[torch.Tensor]) -> Any:
-    """Return what was computed of the same embeddings, unless somebody watches the layers."""
+def _knows(
+    kept: Hoisted, transformer: nn.Module, layers: Sequence[str], embedded: Sequence[torch.Tensor]
+) -> bool:
+    """Say whether the same was computed before, and nobody watches the layers now."""
     if any(transformer.get_submodule(name)._forward_hooks for name in layers):  # noqa: SLF001
-        return None
-    before, values = getattr(transformer, _KEPT, (None, None))
-    return values if before is not None and _same(before, torch.stack([*embedded])) else None
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
+        return False
+    now, before = torch.stack([*embedded]), kept.embedded
+    return before is not None and before.shape == now.shape and torch.equal(before, now)
 
 
 def _exchange(transformer: nn.Module, name: str, layer: nn.Module) -> nn.Module:

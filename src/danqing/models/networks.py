@@ -15,6 +15,7 @@ import torch
 
 from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError, TensorMismatchError
 from danqing.models.base import Model
+from danqing.models.hoisting import Hoisted
 from danqing.models.loading import Piece, Row, fill, match, on_meta, shapes_of, without_message
 from danqing.models.streaming import Source, Streaming, Unit, spans_of, units_of
 from danqing.weights.ranges import lay_out
@@ -55,6 +56,7 @@ class NetworksModel(Model):
         self._pieces: dict[str, dict[str, Piece]] = {}
         self._checked: dict[str, torch.nn.Module] = {}
         self._cut: set[str] = set()
+        self._hoisted = Hoisted()
 
     @property
     @abstractmethod

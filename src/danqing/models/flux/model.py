@@ -254,6 +254,7 @@ class FluxModel(NetworksModel):
             embedder="time_text_embed",
             layers=modulations(transformer),
             steps=len(times),
+            kept=self._hoisted,
         ) as at_step:
             # 2. The steps.
             for step, timestep in enumerate(scheduler.timesteps):
