@@ -60,3 +60,8 @@ def test_of_other_shapes() -> None:
         found = unpacking.by_table(data[:count], "I8", shape, None, torch.float32)
         assert found.shape == shape
         assert torch.equal(found.reshape(-1), data[:count].float())
+    scales = torch.rand(24)
+    found = unpacking.by_table(data, "I8", (24,), scales, torch.float32)
+    assert torch.equal(found, data.float() * scales)
+    found = unpacking.by_table(data[::2], "I8", (3, 4), None, torch.bfloat16)
+    assert torch.equal(found.reshape(-1), data[::2].bfloat16())

@@ -43,22 +43,21 @@ def by_table(
         out: contiguous, of this many numbers in this dtype, to be filled if that spares a copy.
     """
     table = torch.arange(256, dtype=torch.uint8).view(_TYPES[kind]).float()
-    rows = shape[0] if len(shape) > 1 else 1
     scales = torch.ones(1) if scales is None else scales.float().reshape(-1)
+    rows, data = len(scales), data.contiguous()  # with one scale for all, all are one row
     library, target = compiled(SOURCE), dtype if dtype is torch.bfloat16 else torch.float32
     if library is None:
-        values = (table if scales.numel() > 1 else table * scales).to(
-            torch.float32 if scales.numel() > 1 else target
-        )
+        values = table if rows > 1 else (table * scales).to(target)
         found = values.index_select(0, data.int()).reshape(rows, -1)
-        found = found * scales[:, None] if scales.numel() > 1 else found
-        return found.to(dtype).reshape(list(shape))
+        return (found * scales[:, None] if rows > 1 else found).to(dtype).reshape(list(shape))
     if out is None or out.dtype is not target:
         out = torch.empty(math.prod(shape), dtype=target)
+    # with one scale for all the rows are only what threads share
+    lines = max(rows if rows > 1 else math.prod(shape[:1]), 1)
+    sizes = map(ctypes.c_int64, (lines, math.prod(shape) // lines))
     library.danqing_unpack_bytes(
-        _at(data.contiguous()), _at(table), _at(scales), ctypes.c_int64(int(scales.numel() > 1)),
-        _at(out), int(target is torch.bfloat16), ctypes.c_int64(rows),
-        ctypes.c_int64(math.prod(shape) // rows),
+        *map(_at, (data, table, scales)), ctypes.c_int64(int(rows > 1)), _at(out),
+        int(target is torch.bfloat16), *sizes,
     )  # fmt: skip
     return out.to(dtype).view(list(shape))
 
