@@ -118,10 +118,19 @@ def test_quantised_rows(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None
     assert (out.float() - expected.float()).abs().max() <= expected.abs().max() * 2**-8
 
 
-def test_a_linear_layer_in_int8() -> None:
-    weight, bias, states = draw(64, 96), draw(64), draw(2, 9, 96)
+@pytest.mark.parametrize("own", [True, False], ids=["ours", "oneDNN's"])
+@pytest.mark.parametrize("outputs,inputs", [(64, 96), (80, 48), (16, 16), (208, 4112)])  # noqa: PT006
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_linear_layer_in_int8(
+    outputs: int, inputs: int, biased: bool, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As near as bytes are; where the processor has no such product of ours, by oneDNN twice."""
+    here = native.has_int8()
+    monkeypatch.setattr(native, "has_int8", lambda: here and own)
+    weight, states = draw(outputs, inputs), draw(2, 9, inputs)
+    bias = draw(outputs) if biased else None
     product = Int8Linear(weight, bias)  # oneDNN computes it on any CPU, if not fast
-    truth = F.linear(states.float(), weight.float(), bias.float())
+    truth = F.linear(states.float(), weight.float(), None if bias is None else bias.float())
     found = product(states)
     assert found.shape == truth.shape
     assert found.dtype is torch.bfloat16
