@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import importlib.metadata
 import platform
@@ -633,15 +632,14 @@ class Engine:
         names = self._modules.keys() & set(self._model.stages[stage]) - set(self.plan.kept)
         if not names:
             return
+        from danqing.models.kernels import let_go
+
         for name in names:
             if self._streaming is not None:
                 self._streaming.detach(name)
-            del self._modules[name]
+            let_go(self._modules.pop(name))
             self.checkpoint.component(name).close()
         self._end_streaming(after=stage)
-        # layers whose forward was exchanged refer to themselves: without this their weights would
-        # stay until Python looks for such cycles, in memory that the next stage counts on
-        gc.collect()
         self._device.release()
 
     def _end_streaming(self, *, after: str) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from concurrent.futures import Future
 
+    from torch.utils.hooks import RemovableHandle
+
     from danqing.devices import Device
     from danqing.models.loading import Piece
     from danqing.weights import Component
@@ -264,6 +266,7 @@ class Streamed:
         self._lent = False  # the bound unit's tensors lie in the ring
         self._coming: deque[_Coming] = deque()
         self._passes = 1
+        self._hooks: list[RemovableHandle] = []
         self._planned = [self._plan(module, unit) for unit in units]
         self._first = next((i for i, unit in enumerate(units) if not unit.once), 0)
         # widened tensors have memory of their own, the same for each block: theirs would be torn to
@@ -277,7 +280,7 @@ class Streamed:
             layers = (name.rpartition(".")[0] for name in unit.tensors)
             for path in dict.fromkeys([unit.name, *layers]):
                 hook = partial(self._before, index)
-                module.get_submodule(path).register_forward_pre_hook(hook)
+                self._hooks.append(module.get_submodule(path).register_forward_pre_hook(hook))
 
     def _plan(self, module: torch.nn.Module, unit: Unit) -> _Planned:
         pieces = [self._source.pieces[name] for name in unit.tensors]
@@ -302,8 +305,12 @@ class Streamed:
             self._ring.give_back()
 
     def close(self) -> None:
-        """Stop, and end the thread that copies."""
+        """Stop, end the thread that copies, and let go of the network, whose hooks lead here."""
         self.stop()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._planned.clear()
         if self._uploader is not None:
             self._uploader.shutdown()
 
