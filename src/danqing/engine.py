@@ -156,17 +156,19 @@ class Engine:
 
     def close(self) -> None:
         """Give all memory back; the engine can be used again and then loads again."""
-        self._modules.clear()
-        self._encoded.clear()
         if self._streaming is not None:
             self._streaming.close()
             self._streaming = None
+        while self._modules:
+            self._let_go(next(iter(self._modules)))
+        self.forget()
         self.checkpoint.close()
         self._device.release()
 
     def forget(self) -> None:
-        """Forget the conditioning of earlier prompts; weights stay."""
+        """Forget what earlier prompts became; weights stay."""
         self._encoded.clear()
+        self._model.forget()
 
     @property
     def threads(self) -> int | None:
@@ -632,15 +634,18 @@ class Engine:
         names = self._modules.keys() & set(self._model.stages[stage]) - set(self.plan.kept)
         if not names:
             return
-        from danqing.models.kernels import let_go
-
         for name in names:
             if self._streaming is not None:
                 self._streaming.detach(name)
-            let_go(self._modules.pop(name))
+            self._let_go(name)
             self.checkpoint.component(name).close()
         self._end_streaming(after=stage)
         self._device.release()
+
+    def _let_go(self, name: str) -> None:
+        from danqing.models.kernels import let_go
+
+        let_go(self._modules.pop(name))
 
     def _end_streaming(self, *, after: str) -> None:
         """Give the memory for streaming back when no later stage wants it."""

@@ -138,6 +138,7 @@ def test_a_full_disk(schnell: Path, small_disk: Path) -> None:
     assert names == ["ballast"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_cache_costs_speed_alone(
     schnell: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,6 +211,10 @@ class Model(ABC):
         """
 
     @abstractmethod
+    def forget(self) -> None:
+        """Let go of what was kept of earlier requests."""
+
+    @abstractmethod
     def flops(self, request: Request, pictures: int) -> dict[str, float]:
         """Return the operations of each stage, roughly; of `denoise` those of one step."""
 

@@ -190,6 +190,10 @@ class NetworksModel(Model):
             streaming.attach(component, module, source, units)
         return module
 
+    def forget(self) -> None:
+        """Let go of what the modulating layers gave."""
+        self._hoisted = Hoisted()
+
     def prepare(self, component: str) -> None:
         """Open what a network needs beside its weights: what is wrong there is told before."""
 
