@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CONTENDERS = ("diffusers", "danqing", "danqing int8", "torchao int8", "openvino")
 REFERENCE = "reference"
+VELOCITY = "velocity"
 
 
 def inputs(size: int, dtype: Any) -> dict[str, Any]:
@@ -158,10 +159,11 @@ STEPS: dict[str, Callable[[Path, int], Callable[[], Any]]] = {
 def work(name: str, folder: Path, size: int, out: Path) -> None:
     """Load, save what a step gives, and then time a step for each line that comes in."""
     import torch
+    from safetensors.torch import save_file
 
     step = STEPS[name](folder, size)
     with torch.no_grad():
-        torch.save(step().float(), out)
+        save_file({VELOCITY: step().float().contiguous()}, out)
         print("ready", flush=True)
         for _ in sys.stdin:
             start = time.perf_counter()
@@ -194,7 +196,7 @@ def main() -> None:
     if options.work:
         work(options.work[0], options.folder, options.size, Path(options.work[1]))
         return
-    import torch
+    from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory() as scratch:
         truth = start(REFERENCE, options, Path(scratch) / REFERENCE)
@@ -215,9 +217,9 @@ def main() -> None:
                 seconds[name].append(float(child.stdout.readline()))
         for child in running.values():
             child.communicate()
-        wanted = torch.load(Path(scratch) / REFERENCE)
+        wanted = load_file(Path(scratch) / REFERENCE)[VELOCITY]
         errors = {
-            name: float((torch.load(Path(scratch) / name) - wanted).norm() / wanted.norm())
+            name: float((load_file(Path(scratch) / name)[VELOCITY] - wanted).norm() / wanted.norm())
             for name in running
         }
     first = statistics.median(seconds[next(iter(seconds))])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import importlib.metadata
 import platform
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
     from danqing.request import Inside, Listener, Probe
 
 RANDOM_SEED_BITS = 32
-_WORTH_COLLECTING = 64 << 20
-"""Bytes of networks that are dropped; looking for cycles takes a third of a second."""
 KEPT_PROMPTS = 4
 """Prompts whose conditioning is kept; it is small beside the weights."""
 _LIBRARIES = (
@@ -643,8 +640,6 @@ class Engine:
             self._let_go(name)
             self.checkpoint.component(name).close()
         self._end_streaming(after=stage)
-        if sum(one.bytes for one in self.plan.components if one.name in names) > _WORTH_COLLECTING:
-            gc.collect()  # what else refers to itself in a large network must not wait
         self._device.release()
 
     def _let_go(self, name: str) -> None:

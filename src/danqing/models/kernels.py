@@ -127,13 +127,14 @@ def fuse(module: torch.nn.Module, kernels: Mapping[str, Callable[..., Any]]) -> 
 
 
 def let_go(module: torch.nn.Module) -> None:
-    """Take out of a module that is dropped what was put in place of its layers' forwards.
+    """Take out of a module that is dropped what was put in place of its layers' methods.
 
     Such a layer refers to itself: its weights would stay until Python looks for cycles, in memory
     that the next stage counts on; and looking for them takes a third of a second.
     """
     for layer in module.modules():
-        vars(layer).pop("forward", None)
+        for name in _EXCHANGED:
+            vars(layer).pop(name, None)
 
 
 def _fused_rms_norm(
@@ -151,7 +152,7 @@ def _fuse_gelu(layer: Any, kernel: Callable[..., Any]) -> None:
     if type(layer) is torch.nn.GELU and layer.approximate == "tanh":
         _replace(layer, partial(_or_else, kernel, layer.forward))
     elif type(layer) is GELU and layer.approximate == "tanh":
-        layer.gelu = partial(_or_else, kernel, layer.gelu)
+        _replace(layer, partial(_or_else, kernel, layer.gelu), method="gelu")
 
 
 def _or_else(kernel: Callable[..., Any], plain: Callable[..., Any], *given: Any) -> torch.Tensor:
@@ -251,8 +252,12 @@ def _fuse_rope(module: torch.nn.Module, kernel: Callable[..., Any]) -> None:
     _replace(module, run)
 
 
-def _replace(layer: Any, forward: Callable[..., Any]) -> None:
-    layer.forward = forward
+_EXCHANGED = ("forward", "gelu")
+"""Methods that `_replace` may exchange."""
+
+
+def _replace(layer: Any, by: Callable[..., Any], *, method: str = "forward") -> None:
+    setattr(layer, method, by)
 
 
 def choose_by_tensor(module: torch.nn.Module) -> None:
@@ -263,7 +268,7 @@ def choose_by_tensor(module: torch.nn.Module) -> None:
     plain: dict[type, Callable[..., torch.Tensor]] = {RMSNorm: _rms_norm, GEGLU: _geglu}
     for layer in module.modules():
         if type(layer) in plain:
-            layer.forward = partial(_by_tensor, layer, layer.forward, plain[type(layer)])
+            _replace(layer, partial(_by_tensor, layer, layer.forward, plain[type(layer)]))
 
 
 def _by_tensor(

@@ -163,6 +163,11 @@ class Ring:
                 self._owner.stop()
             self._owner = owner
 
+    def leave(self, owner: Streamed) -> None:
+        """Forget a network that is closed; it refers to this memory, and would keep it."""
+        if self._owner is owner:
+            self._owner = None
+
 
 @dataclass
 class _Coming:
@@ -307,6 +312,7 @@ class Streamed:
     def close(self) -> None:
         """Stop, end the thread that copies, and let go of the network, whose hooks lead here."""
         self.stop()
+        self._ring.leave(self)
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()

@@ -41,10 +41,10 @@ def has_attention(flags: frozenset[str]) -> bool:
 def has_int8() -> bool:
     """Say whether products of bytes are among them: with AMX oneDNN's are faster."""
     flags = cpu_flags()
-    return "avx512_vnni" in flags and "amx_int8" not in flags and library() is not None
+    return "avx512_vnni" in flags and "amx_int8" not in flags and loaded() is not None
 
 
-def library() -> Any:
+def loaded() -> Any:
     """Return the kernels, or None on a processor without these features."""
     return compiled(SOURCE) if cpu_flags() >= _WANTED else None
 
@@ -182,7 +182,7 @@ def quantised(states: torch.Tensor, *, signed: bool) -> tuple[torch.Tensor, torc
 
     rows, width = states.shape
     kind = torch.int8 if signed else torch.uint8
-    own = library()
+    own = loaded()
     if own is None or width % _LANES or not states.is_contiguous():
         values = states.float()
         scales = values.abs().amax(1).clamp(min=1e-30) / 127
@@ -204,7 +204,7 @@ def scale_rows(states: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | 
         bias: (width,), bfloat16, or None.
     """
     rows, width = states.shape
-    own = library()
+    own = loaded()
     if own is None or width % _LANES:
         found = states.float() * scales[:, None]
         states.copy_(found if bias is None else found + bias.float())

@@ -50,17 +50,17 @@ class Int8Linear:
 def _own(
     weight: torch.Tensor, bias: torch.Tensor | None
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    library = native.library()
+    own = native.loaded()
     outputs, inputs = weight.shape
     packed = torch.empty(-(-outputs // _PANEL) * _PANEL * inputs, dtype=torch.int8)
     scales = torch.empty(outputs)
     offsets = torch.empty(outputs, dtype=torch.int32)
     sizes = [ctypes.c_int64(outputs), ctypes.c_int64(inputs)]
-    library.danqing_int8_pack(*map(native.at, (weight, packed, scales, offsets)), *sizes)
+    own.danqing_int8_pack(*map(native.at, (weight, packed, scales, offsets)), *sizes)
 
     def product(whole: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
         out = torch.empty(len(whole), outputs, dtype=torch.bfloat16)
-        library.danqing_int8_linear(
+        own.danqing_int8_linear(
             *map(native.at, (whole, by, packed, scales, offsets, bias, out)),
             *map(ctypes.c_int64, (len(whole), inputs, outputs)),
         )
