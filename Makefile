@@ -11,7 +11,7 @@ JOBS ?= 2
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev,docs]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev,docs,page]"
 	touch $@
 
 test: install tools  ## all tests but the slow ones

@@ -37,7 +37,7 @@ from danqing.request import (
 from danqing.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
     from PIL.Image import Image
@@ -246,6 +246,32 @@ class Engine:
         conditioning = self._model.conditioning_size(request)
         return (conditioning + latents) * computes + 4 * sum(draws) + pixels * sizes["vae"]
 
+    def tokens(self, request: Request) -> tuple[int, int, int]:
+        """Return the tokens of the prompt, of the pictures to edit, and of a picture painted.
+
+        Args:
+            request: resolved.
+        """
+        return self._model.tokens(request)
+
+    def answers(self) -> bool:
+        """Say whether the device computes, by letting it add two numbers."""
+        import torch
+
+        self._device.prepare()
+        try:
+            one = torch.ones(1, device=self._device.torch_device)
+            return float(one + one) == 2.0  # noqa: PLR2004 - one and one
+        except RuntimeError:
+            return False
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes of the device: in all, free, and the peak since the last stage began; if known."""
+        memory, peak = self._device.memory(), self._device.peak_bytes()
+        found = {} if memory is None else {"total": memory.total_bytes, "free": memory.free_bytes}
+        return found if peak is None else {**found, "peak": peak}
+
     def step_flops(self, request: Request) -> int:
         """Count the floating-point operations of one denoising step of one picture, by doing it.
 
@@ -344,8 +370,19 @@ class Engine:
         batch: int = 1,
         listen: Listener | None = None,
         probe: Probe | None = None,
+        previews: int = 0,
     ) -> Iterator[Picture]:
-        """Yield the pictures of one request as they are finished; arguments as in `generate`."""
+        """Yield the pictures of one request as they are finished.
+
+        Args:
+            request: as in `generate`, like `batch` and `listen`.
+            batch: pictures computed together.
+            listen: told of progress.
+            probe: as in `probe`.
+            previews: how many steps of each picture the listener is shown a preview of; no more
+                than there are steps between the first and the last, and none where the decoder is
+                not kept in memory.
+        """
         check_batch(batch)
         # 1. What is asked, with every default filled in.
         request, notes = self.resolve(self.with_seed(request))
@@ -355,7 +392,8 @@ class Engine:
             # 2. The prompt becomes conditioning, once for all its pictures.
             conditioning, more = self._encode(request, costs, listen)
             look = _Look(probe, pictures=request.num_images_per_prompt)
-            work = _Work(request, look.through(conditioning), notes + more, listen, look)
+            seen = look.through(conditioning)
+            work = _Work(request, seen, notes + more, listen, look, previews)
             # 3. Noise becomes latents becomes pixels, one picture or batch after the other.
             for first in range(0, request.num_images_per_prompt, batch):
                 indexes = range(first, min(first + batch, request.num_images_per_prompt))
@@ -462,7 +500,7 @@ class Engine:
         steps = request.num_inference_steps or 0
         modules = self._load(self._model.needs("denoise", request), costs, work.listen)
         with self._stage("denoise", costs, pictures=count, steps=steps):
-            watch = _StepWatch(self._device, _item(indexes), steps, work)
+            watch = _StepWatch(self._device, _item(indexes), steps, work, self._glimpse)
             latents = self._model.denoise(modules, work.conditioning, drawn, request, watch)
             if (bad := watch.first_bad_step()) is not None:
                 raise self._not_finite("denoise", f"the latents after step {bad} of {steps}")
@@ -477,6 +515,16 @@ class Engine:
         for image in images:
             _check_image(image)
         return images
+
+    def _glimpse(
+        self, step: int, latents: torch.Tensor, velocity: torch.Tensor, request: Request
+    ) -> Image | None:
+        """Return what the first of some pictures will look like, if the decoder is there."""
+        needed = self._model.needs("decode", request)
+        if not all(name in self._modules for name in needed):
+            return None
+        ends = self._model.glimpse(latents[:1], velocity[:1], step, request)
+        return _to_image(self._decoded(self._modules, ends, request)[0])
 
     def _decoded(
         self, modules: Mapping[str, Any], latents: torch.Tensor, request: Request
@@ -757,6 +805,7 @@ class _Work:
     notes: tuple[str, ...]
     listen: Listener | None
     look: _Look
+    previews: int = 0
 
 
 class _Look:
@@ -852,8 +901,20 @@ class _Hooks:
 class _StepWatch:
     """Reports each denoising step, and remembers on the device whether its latents were finite."""
 
-    def __init__(self, device: devices.Device, item: str, total: int, work: _Work) -> None:
+    def __init__(
+        self,
+        device: devices.Device,
+        item: str,
+        total: int,
+        work: _Work,
+        glimpse: Callable[..., Image | None],
+    ) -> None:
         self._device = device
+        self._request = work.request
+        self._glimpse = glimpse
+        self._shown = {
+            round(total * (number + 1) / (work.previews + 1)) for number in range(work.previews)
+        } - {0, total}
         self._item = item
         self._total = total
         self._listen = work.listen
@@ -866,10 +927,13 @@ class _StepWatch:
         latents = self._look.first(f"denoise/{step:04}/latents", latents)
         self._finite.append(latents.isfinite().all())
         if self._listen is not None:
-            self._report(step, self._listen)
+            preview = None
+            if step in self._shown:
+                preview = self._glimpse(step, latents, velocity, self._request)
+            self._report(step, self._listen, preview)
         return latents
 
-    def _report(self, step: int, listen: Listener) -> None:
+    def _report(self, step: int, listen: Listener, preview: Image | None) -> None:
         self._device.synchronize()  # or the time shown would be that of asking, not of computing
         listen(
             Progress(
@@ -879,6 +943,7 @@ class _StepWatch:
                 total=self._total,
                 unit="steps",
                 seconds=time.perf_counter() - self._start,
+                preview=preview,
             )
         )
 

@@ -44,10 +44,28 @@ class DanqingError(Exception):
 
 
 class RequestError(DanqingError):
-    """A request, or a command line, asks for something that cannot be."""
+    """A request, or a command line, asks for something that cannot be.
+
+    Args:
+        what: as of every error, like `seen`, `allowed` and `hint`.
+        setting: the name of the setting that is at fault, where it is one.
+    """
 
     exit_code = 2
     http_status = 400
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        seen: object = None,
+        allowed: str | None = None,
+        hint: str | None = None,
+        setting: str | None = None,
+    ) -> None:
+        """Keep the parts."""
+        super().__init__(what, seen=seen, allowed=allowed, hint=hint)
+        self.setting = setting
 
 
 class NoEffectError(RequestError):
@@ -162,3 +180,56 @@ class DownloadError(DanqingError):
 
     exit_code = 9
     http_status = 502
+
+
+class BusyError(DanqingError):
+    """A server has as much to do as it takes on.
+
+    Args:
+        what: as of every error, like `seen`, `allowed` and `hint`.
+        retry_after: seconds after which there may be room.
+    """
+
+    exit_code = 11
+    http_status = 429
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        seen: object = None,
+        allowed: str | None = None,
+        hint: str | None = None,
+        retry_after: int = 1,
+    ) -> None:
+        """Keep the parts."""
+        super().__init__(what, seen=seen, allowed=allowed, hint=hint)
+        self.retry_after = retry_after
+
+
+class ClosingError(DanqingError):
+    """A server is being stopped and takes nothing on."""
+
+    exit_code = 11
+    http_status = 503
+
+
+class DeadlineError(DanqingError):
+    """A picture was not finished in the time that a server gives it."""
+
+    exit_code = 11
+    http_status = 504
+
+
+class CancelledError(DanqingError):
+    """A job was taken back by who gave it."""
+
+    exit_code = 11
+    http_status = 409
+
+
+class RefusedPictureError(DanqingError):
+    """A safety checker refused a picture."""
+
+    exit_code = 12
+    http_status = 400

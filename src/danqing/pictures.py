@@ -123,7 +123,7 @@ def save(
         OutputError: the file cannot be written; nothing is left behind.
     """
     path = Path(path)
-    data = _encode(image, record, _format_of(path))
+    data = encode(image, record, _format_of(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return _write_whole(data, path, overwrite=overwrite)
@@ -170,7 +170,17 @@ def _format_of(path: Path) -> str:
         ) from None
 
 
-def _encode(image: Image, record: Mapping[str, Any], file_format: str) -> bytes:
+def encode(
+    image: Image, record: Mapping[str, Any], file_format: str, *, quality: int | None = None
+) -> bytes:
+    """Return a picture file with its record.
+
+    Args:
+        image: the pixels.
+        record: JSON types only.
+        file_format: PNG, JPEG or WebP, in any case.
+        quality: 0 to 100, of JPEG and WebP; 95 if it is left out.
+    """
     from PIL import Image as Images
     from PIL.PngImagePlugin import PngInfo
 
@@ -179,6 +189,7 @@ def _encode(image: Image, record: Mapping[str, Any], file_format: str) -> bytes:
     exif[_SOFTWARE] = f"danqing {record.get('danqing', '')} (AI-generated)"
     exif[_DESCRIPTION] = "AI-generated picture"
     options: dict[str, Any] = {}
+    file_format = file_format.upper()
     if file_format == "PNG":
         info = PngInfo()
         info.add_itxt(RECORD_KEY, text)
@@ -186,7 +197,7 @@ def _encode(image: Image, record: Mapping[str, Any], file_format: str) -> bytes:
         options["pnginfo"] = info
     else:
         exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNDEFINED_CODE + text.encode()
-        options |= {"quality": 95, "xmp": _XMP.encode()}
+        options |= {"quality": 95 if quality is None else quality, "xmp": _XMP.encode()}
         if file_format == "JPEG":
             options["subsampling"] = 0
     buffer = io.BytesIO()

@@ -142,12 +142,14 @@ class Request(BaseModel):
         if self.image is not None and len(self.image) > MAX_IMAGES:
             raise RequestError(
                 "there are too many images",
+                setting="image",
                 seen=len(self.image),
                 allowed=f"at most {MAX_IMAGES}",
             )
         if self.seed is not None and self.seed + self.num_images_per_prompt - 1 > MAX_SEED:
             raise RequestError(
                 "the last picture's seed (seed + number of pictures - 1) is too large",
+                setting="seed",
                 seen=self.seed + self.num_images_per_prompt - 1,
                 allowed=f"0 to {MAX_SEED}",
             )
@@ -169,12 +171,14 @@ def _check_text(name: str, text: str, *, empty_is_fine: bool = False) -> None:
     if not text.strip() and not empty_is_fine:
         raise RequestError(
             f"{name} is empty",
+            setting=name,
             seen=repr(text),
             allowed=f"1 to {MAX_PROMPT_CHARACTERS} characters that are not all blank",
         )
     if len(text) > MAX_PROMPT_CHARACTERS:
         raise RequestError(
             f"{name} is too long",
+            setting=name,
             seen=f"{len(text)} characters, {len(text.split())} words",
             allowed=f"at most {MAX_PROMPT_CHARACTERS} characters",
             hint="text encoders read a few hundred words at most; for one prompt per line of a "
@@ -184,6 +188,7 @@ def _check_text(name: str, text: str, *, empty_is_fine: bool = False) -> None:
         if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t":
             raise RequestError(
                 f"{name} has a character that is no text",
+                setting=name,
                 seen=f"U+{ord(letter):04X} at position {place}",
                 allowed="any printable text, emoji included, with tabs and line breaks",
             )
@@ -200,16 +205,24 @@ def _explain(faults: Sequence[ErrorDetails]) -> RequestError:
     kind = fault["type"]
     if kind == "extra_forbidden":
         return RequestError(
-            f"unknown setting {name!r}", seen=name, allowed=", ".join(Request.model_fields)
+            f"unknown setting {name!r}",
+            seen=name,
+            allowed=", ".join(Request.model_fields),
+            setting=name,
         )
     if kind == "missing":
-        return RequestError(f"{name} is missing", allowed="every request has a prompt")
+        return RequestError(
+            f"{name} is missing", allowed="every request has a prompt", setting=name
+        )
     if kind in _OUT_OF_RANGE:
         what = "is none of the words" if kind == "literal_error" else "is out of range"
         return RequestError(
-            f"{name} {what}", seen=seen, allowed=allowed_range(name) or fault["msg"]
+            f"{name} {what}",
+            seen=seen,
+            allowed=allowed_range(name) or fault["msg"],
+            setting=name,
         )
-    return RequestError(f"{name} cannot be used", seen=seen, allowed=fault["msg"])
+    return RequestError(f"{name} cannot be used", seen=seen, allowed=fault["msg"], setting=name)
 
 
 def check_batch(batch: int) -> None:
@@ -408,6 +421,7 @@ class Progress:
         total: bytes or steps in all.
         unit: what is counted.
         seconds: since the item began.
+        preview: what the picture will look like, as far as it can be told; of some steps only.
     """
 
     stage: StageName
@@ -416,6 +430,7 @@ class Progress:
     total: int
     unit: Literal["bytes", "steps"]
     seconds: float = field(default=0.0, compare=False)
+    preview: Image | None = field(default=None, compare=False)
 
 
 Listener: TypeAlias = "Callable[[Progress], None]"

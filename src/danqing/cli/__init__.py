@@ -280,6 +280,117 @@ def trace(
     run_trace(job, out, digests=digests, depth=depth, quiet=quiet)
 
 
+@app.command()
+@_guarded
+def serve(
+    model_path: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model-path",
+            "-m",
+            metavar="PLACE",
+            help="The weights; may be repeated: all are served.  [default: pocket]",
+        ),
+    ] = None,
+    component: ComponentFlag = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="As in generate; may be repeated: a worker each.  [default: auto]"
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Beyond loopback, keys are needed.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0: any free.")] = 8000,
+    api_key_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Keys that are let in: `name key` or a key on each line."
+        ),
+    ] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Let everybody in who can reach the address.")
+    ] = False,
+    journal: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Keep jobs there, so that they outlive a crash (SQLite)."
+        ),
+    ] = None,
+    queue: Annotated[int, typer.Option(metavar="N", min=1, help="Jobs that may wait.")] = 64,
+    per_client: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Jobs of one key that may wait or run.")
+    ] = 16,
+    max_side: Annotated[
+        int, typer.Option(metavar="N", min=64, max=16384, help="Pixels of a side; planned for.")
+    ] = 1024,
+    max_steps: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1000, help="Steps of a picture.")
+    ] = 100,
+    deadline: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="From acceptance to the last picture.")
+    ] = 600.0,
+    grace: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="To finish what runs, when stopped.")
+    ] = 30.0,
+    safety_checker: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="An image classifier that says what is not shown."),
+    ] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="A page for people at /.")] = True,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write prompts into the log, too.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(metavar="NAME", help="As in generate.")] = "auto",
+    placement: Annotated[str, typer.Option(metavar="NAME", help="As in generate.")] = "auto",
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="As in generate.")] = None,
+    quantise: Annotated[str, typer.Option(metavar="NAME", help="As in generate.")] = "off",
+    attention: Annotated[str, typer.Option(metavar="NAME", help="As in generate.")] = "auto",
+    fused: Annotated[str, typer.Option(metavar="NAMES", help="As in generate.")] = "auto",
+    compile_with: Annotated[
+        str, typer.Option("--compile", metavar="NAME", help="As in generate.")
+    ] = "off",
+    prompt_cache: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="As in generate.")
+    ] = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """Serve pictures: the images API that clients already speak, and a page."""
+    from danqing.cli.serving import ServeJob, run
+
+    run(
+        ServeJob(
+            model_path=model_path or [],
+            components=component or [],
+            devices=device or ["auto"],
+            dtype=dtype,
+            placement=placement,
+            memory=memory,
+            quantise=quantise,
+            attention=attention,
+            fused=fused,
+            compile_with=compile_with,
+            prompt_cache=prompt_cache,
+            host=host,
+            port=port,
+            api_key_file=api_key_file,
+            no_auth=no_auth,
+            journal=journal,
+            queue=queue,
+            per_client=per_client,
+            max_side=max_side,
+            max_steps=max_steps,
+            deadline=deadline,
+            grace=grace,
+            safety_checker=safety_checker,
+            page=page,
+            log_prompts=log_prompts,
+            quiet=quiet,
+        )
+    )
+
+
 LOOKED_AT = "three blue mountains under a red sun, a boat on the water"
 
 verify = typer.Typer(

@@ -69,6 +69,7 @@ class ModelSpec:
                     f"{name} has no effect in {self.title}: {reason}",
                     seen=_shown(value),
                     hint=f"leave out --{name.replace('_', '-')}",
+                    setting=name,
                 )
         for name, limit in self.limits.items():
             if (getattr(request, name) or 0) > limit:
@@ -77,6 +78,7 @@ class ModelSpec:
                     f"{name} is too large for {self.title}",
                     seen=getattr(request, name),
                     allowed=f"{low} to {limit}",
+                    setting=name,
                 )
         changes = {
             name: value
@@ -253,6 +255,26 @@ class Model(ABC):
             on_step: called after each step with the number of steps done, the latents, and the
                 velocity that led to them; it returns the latents to go on with.
         """
+
+    @abstractmethod
+    def glimpse(
+        self, latents: torch.Tensor, velocity: torch.Tensor, step: int, request: Request
+    ) -> torch.Tensor:
+        """Return the latents that the flow would end in if it went on straight from here.
+
+        Args:
+            latents: after a step, as `on_step` is shown them.
+            velocity: that led to them.
+            step: the number of steps done.
+            request: resolved.
+
+        Returns:
+            As `denoise`.
+        """
+
+    @abstractmethod
+    def tokens(self, request: Request) -> tuple[int, int, int]:
+        """Return the tokens of the prompt, of the pictures to edit, and of a picture painted."""
 
     @abstractmethod
     def decode(self, modules: Modules, latents: torch.Tensor, request: Request) -> torch.Tensor:

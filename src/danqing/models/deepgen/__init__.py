@@ -113,6 +113,7 @@ class DeepGenSpec(ModelSpec):
                         f"{name} has no effect without a picture to edit",
                         seen=value,
                         hint=f"leave out --{name.replace('_', '-')}, or name an --image",
+                        setting=name,
                     )
             return super().resolve(request)
         changes: dict[str, Any] = {}
@@ -184,6 +185,7 @@ def _notes_on(request: Request, largest: int) -> tuple[str, ...]:
                 seen=f"{image.name}: {image.width}x{image.height}, read as {width}x{height}",
                 allowed=f"sides of up to {largest} pixels at {request.width}x{request.height}",
                 hint="cut it, or --resize stretch",
+                setting="image",
             )
         notes += [f"{image.name}: {note}" for note in image.notes]
         if (height, width) != (request.height, request.width):

@@ -324,10 +324,14 @@ class DeepGenModel(NetworksModel):
         texts = [request.prompt, request.negative_prompt or ""]
         text = max(len(self._row(words, counts)) for words in texts)
         text += int(self.config_of("connector")["num_queries"])
-        levels = len(self.config_of("vae")["block_out_channels"])
-        patch = int(self.config_of("transformer")["patch_size"]) * 2 ** (levels - 1)
         sizes.append((request.height or 0, request.width or 0))
-        return text, text + sum(height * width // patch**2 for height, width in sizes)
+        return text, text + sum(self._patches(*size) for size in sizes)
+
+    def _patches(self, height: int, width: int) -> int:
+        """Return the transformer's tokens of a picture, its sides in pixels."""
+        levels = len(self.config_of("vae")["block_out_channels"])
+        patch = int(self.config_of("transformer")["patch_size"]) << (levels - 1)
+        return height * width // patch**2
 
     def conditioning_size(self, request: Request) -> int:
         """Count context and pooled vectors of both prompts, and the encodings of the pictures."""
@@ -406,6 +410,19 @@ class DeepGenModel(NetworksModel):
                 latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
                 latents = on_step(step + 1, latents, velocity)
         return latents
+
+    def glimpse(
+        self, latents: torch.Tensor, velocity: torch.Tensor, step: int, request: Request
+    ) -> torch.Tensor:
+        """Go from x(sigma) = data + sigma velocity to the data."""
+        schedule = self._schedule(request, torch.device("cpu"))
+        return latents - float(schedule.sigmas[step]) * velocity
+
+    def tokens(self, request: Request) -> tuple[int, int, int]:
+        """Count those that the language model reads and learns, and patches of latents."""
+        text, with_pictures = self._tokens(request)
+        painted = self._patches(request.height or 0, request.width or 0)
+        return text, with_pictures - text - painted, painted
 
     def decode(self, modules: Modules, latents: torch.Tensor, request: Request) -> torch.Tensor:  # noqa: ARG002
         """Undo the latents' scaling and run the autoencoder's decoder."""

@@ -264,6 +264,19 @@ class FluxModel(NetworksModel):
                 latents = on_step(step + 1, latents, velocity)
         return sampling.unpack(latents, height, width)
 
+    def glimpse(
+        self, latents: torch.Tensor, velocity: torch.Tensor, step: int, request: Request
+    ) -> torch.Tensor:
+        """Go from x(sigma) = data + sigma velocity to the data."""
+        schedule = self._schedule(request, tokens=latents.shape[1], device=torch.device("cpu"))
+        ends = latents - float(schedule.sigmas[step]) * velocity
+        return sampling.unpack(ends, *self._latent_size(request))
+
+    def tokens(self, request: Request) -> tuple[int, int, int]:
+        """Count T5's, to which the prompt is padded, and patches of latents."""
+        height, width = self._latent_size(request)
+        return request.max_sequence_length or 0, 0, height * width // sampling.PATCH**2
+
     def decode(self, modules: Modules, latents: torch.Tensor, request: Request) -> torch.Tensor:  # noqa: ARG002
         """Undo the latents' scaling and run the VAE's decoder."""
         vae = modules["vae"]

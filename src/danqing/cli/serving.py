@@ -1,0 +1,182 @@
+"""`danqing serve`: from flags to a server."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danqing.cli.generate import Opening, open_engine, open_weights, read_components, read_memory
+from danqing.cli.progress import describe
+from danqing.errors import InstallationError, RequestError
+from danqing.models import identify
+from danqing.request import Request
+from danqing.weights import POCKET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from danqing.engine import Engine
+    from danqing.models.base import ModelSpec
+    from danqing.request import Progress
+
+_NEEDED = ("fastapi", "uvicorn", "multipart", "prometheus_client")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeJob:
+    """What the command line asked for."""
+
+    model_path: Sequence[str]
+    components: Sequence[str]
+    devices: Sequence[str]
+    dtype: str
+    placement: str
+    memory: str | None
+    quantise: str
+    attention: str
+    fused: str
+    compile_with: str
+    prompt_cache: str | None
+    host: str
+    port: int
+    api_key_file: str | None
+    no_auth: bool
+    journal: str | None
+    queue: int
+    per_client: int
+    max_side: int
+    max_steps: int
+    deadline: float
+    grace: float
+    safety_checker: str | None
+    page: bool
+    log_prompts: bool
+    quiet: bool
+
+
+def run(job: ServeJob) -> None:
+    """Serve until a signal ends it."""
+    _check_installed()
+    from danqing.serve import logs
+    from danqing.serve.guards import Rules, is_loopback, read_keys
+    from danqing.serve.journal import Journal
+    from danqing.serve.server import Address, Server
+    from danqing.serve.service import Limits, Service, Worker
+
+    local = is_loopback(job.host)
+    if not local and job.api_key_file is None and not job.no_auth:
+        raise RequestError(
+            "others can reach this address, and no API key is asked for",
+            seen=job.host,
+            allowed="--api-key-file FILE, or --no-auth",
+            hint='python -c "import secrets; print(secrets.token_urlsafe())" > keys.txt',
+        )
+    if job.api_key_file is not None and job.no_auth:
+        raise RequestError("--api-key-file and --no-auth contradict each other")
+    keys = read_keys(Path(job.api_key_file)) if job.api_key_file else {}
+    limits = Limits(
+        queue=job.queue, per_client=job.per_client, side=job.max_side, steps=job.max_steps,
+        deadline=job.deadline, grace=job.grace,
+    )  # fmt: skip
+    specs, openers = _openers(job)
+    page = _page() if job.page else None
+    logs.set_up(prompts=job.log_prompts)
+    service = Service(
+        [Worker(device, openers(device)) for device in job.devices],
+        specs,
+        limits=limits,
+        journal=Journal(Path(job.journal).expanduser()) if job.journal else None,
+        checker=_checker(job.safety_checker),
+    )
+    hosts = frozenset({"localhost", "127.0.0.1", "[::1]", job.host}) if local else None
+    server = Server(
+        service=service,
+        address=Address(host=job.host, port=job.port),
+        rules=Rules(keys=keys, hosts=hosts),
+        page=page,
+    )
+    server.run(on_ready=_say_ready(job), on_progress=_say_progress(quiet=job.quiet))
+
+
+def _openers(
+    job: ServeJob,
+) -> tuple[dict[str, ModelSpec], Callable[[str], dict[str, Callable[[], Engine]]]]:
+    """Return the models, and how they are opened on a device."""
+    components = read_components(job.components)
+    found: dict[str, tuple[Any, Request]] = {}
+    specs: dict[str, ModelSpec] = {}
+    for place in job.model_path or [POCKET]:
+        checkpoint = open_weights(place, components, allow_pt=False)
+        spec = identify(checkpoint)
+        if spec.name in found:
+            raise RequestError("two models have the same name", seen=f"{spec.name}: {place}")
+        side = job.max_side // spec.size_multiple * spec.size_multiple
+        largest = min(side, spec.limits.get("height", side))
+        request = Request(prompt="a picture", height=largest, width=largest)
+        specs[spec.name] = spec
+        found[spec.name] = (checkpoint, spec.resolve(request)[0])
+    opening = Opening(
+        model_path="", device="auto", dtype=job.dtype, components=components,
+        placement=job.placement, memory=read_memory(job.memory), quantise=job.quantise,
+        attention=job.attention, fused=job.fused, compile_with=job.compile_with,
+        prompt_cache=Path(job.prompt_cache).expanduser() if job.prompt_cache else None,
+    )  # fmt: skip
+
+    def on(device: str) -> dict[str, Callable[[], Engine]]:
+        return {
+            name: lambda checkpoint=checkpoint, request=request: open_engine(  # type: ignore[misc]
+                checkpoint, replace(opening, device=device, planned_for=request)
+            )
+            for name, (checkpoint, request) in found.items()
+        }
+
+    return specs, on
+
+
+def _say_ready(job: ServeJob) -> Callable[[str], None]:
+    def say(address: str) -> None:
+        if not job.quiet:
+            print(f"danqing serves at {address}", file=sys.stderr, flush=True)
+
+    return say
+
+
+def _say_progress(*, quiet: bool) -> Callable[[str, Progress], None]:
+    def say(model: str, progress: Progress) -> None:
+        if not quiet and progress.done == progress.total:
+            print(f"{model}: {describe(progress)}", file=sys.stderr, flush=True)
+
+    return say
+
+
+def _check_installed() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise InstallationError(
+            "the server's libraries are not installed",
+            seen=f"missing: {', '.join(missing)}",
+            hint="pip install 'danqing[serve]'",
+        )
+
+
+def _page() -> Callable[[Any, Any], Any] | None:
+    from importlib.util import find_spec
+
+    if find_spec("gradio") is None:
+        print("danqing: no page: gradio is not installed", file=sys.stderr)
+        return None
+    from danqing.serve.page import mount
+
+    return mount
+
+
+def _checker(place: str | None) -> Any:
+    if place is None:
+        return None
+    from danqing.models.safety import SafetyChecker
+
+    return SafetyChecker(Path(place).expanduser())

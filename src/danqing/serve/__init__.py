@@ -1,0 +1,6 @@
+"""The server: the images API that clients already speak, jobs, metrics, and a page.
+
+`jobs` is what is asked and what became of it; `service` queues jobs and lets workers paint them, a
+thread for each device; `journal` keeps them on disk. `bodies`, `answers` and `app` are the HTTP
+side, `guards` stands before it, and `page` is for people.
+"""

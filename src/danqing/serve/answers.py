@@ -1,0 +1,232 @@
+"""What clients are told: pictures, events and errors in the shape of the images API."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING, Any
+
+from danqing.errors import (
+    BrokenPictureError,
+    BusyError,
+    CancelledError,
+    ClosingError,
+    DanqingError,
+    DeadlineError,
+    DoesNotFitError,
+    NoEffectError,
+    RefusedPictureError,
+    RequestError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from danqing.request import Progress
+    from danqing.serve.jobs import Job, Order, Painted
+    from danqing.serve.service import Painter, Service
+
+CODES: dict[type[DanqingError], str] = {
+    BusyError: "rate_limit_exceeded",
+    ClosingError: "server_not_ready",
+    DeadlineError: "deadline_exceeded",
+    CancelledError: "cancelled",
+    DoesNotFitError: "out_of_memory",
+    BrokenPictureError: "broken_picture",
+    RefusedPictureError: "moderation_blocked",
+    NoEffectError: "no_effect",
+    RequestError: "invalid_value",
+}
+_SERVER_FAULT = 500
+_TOO_MANY = 429
+
+
+def describe_error(error: DanqingError) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Return status, body and headers for an error."""
+    code = next((code for kind, code in CODES.items() if isinstance(error, kind)), "server_error")
+    setting = error.setting if isinstance(error, RequestError) else None
+    status = error.http_status
+    if setting == "model":
+        code, status = "model_not_found", 404
+    elif code == "invalid_value" and error.what.startswith("unknown parameter"):
+        code = "unknown_parameter"
+    elif setting == "Idempotency-Key":
+        code, status = "idempotency_key_reused", 409
+    headers = {}
+    if isinstance(error, BusyError):
+        headers["Retry-After"] = str(error.retry_after)
+    elif isinstance(error, ClosingError):
+        headers["Retry-After"] = "2"
+    elif status >= _SERVER_FAULT:
+        headers["x-should-retry"] = "false"  # official clients obey: it would fail again
+    return status, error_body(status, str(error), code, setting), headers
+
+
+def error_body(status: int, message: str, code: str, setting: str | None = None) -> dict[str, Any]:
+    """Return an error in the API's shape."""
+    kind = "invalid_request_error"
+    if status == _TOO_MANY:
+        kind = "rate_limit_error"
+    elif status >= _SERVER_FAULT:
+        kind = "server_error"
+    return {"error": {"message": message, "type": kind, "param": setting, "code": code}}
+
+
+def usage(painter: Painter, order: Order) -> dict[str, Any]:
+    """Count tokens as the model has them: of the prompt, and patches of latents."""
+    text, images, painted = painter.tokens(order.request)
+    painted *= order.request.num_images_per_prompt
+    return {
+        "input_tokens": text + images,
+        "input_tokens_details": {"text_tokens": text, "image_tokens": images},
+        "output_tokens": painted,
+        "total_tokens": text + images + painted,
+    }
+
+
+def timing(job: Job) -> dict[str, float]:
+    """Return seconds: waited, worked, and of each stage."""
+    found: dict[str, float] = {}
+    if job.started is not None:
+        found["waited"] = round(job.started - job.accepted, 4)
+        if job.finished is not None:
+            found["worked"] = round(job.finished - job.started, 4)
+    for picture in job.pictures:
+        for stage in picture.record["stages"]:
+            name = stage["name"]
+            found[name] = round(found.get(name, 0.0) + float(stage["seconds"]), 4)
+    return found
+
+
+def address(job: Job, number: int) -> str:
+    """Return where a picture can be fetched; whoever knows it may."""
+    return f"/v1/jobs/{job.id}/pictures/{number}"
+
+
+def images_response(service: Service, job: Job, *, base: str | None = None) -> dict[str, Any]:
+    """Return a job's pictures.
+
+    Args:
+        service: that painted it.
+        job: done.
+        base: of addresses, if they are wanted in place of the pictures.
+    """
+    return {
+        **_common(job, job.pictures[0]),
+        "created": int(job.finished or job.accepted),
+        "data": [
+            {**_one(job, number, picture, base), "record": picture.record}
+            for number, picture in enumerate(job.pictures)
+        ],
+        "usage": usage(service.models[job.order.model], job.order),
+        "timing": timing(job),
+        "job": job.id,
+        "notes": list(job.order.notes),
+    }
+
+
+def _one(job: Job, number: int, picture: Painted, base: str | None) -> dict[str, Any]:
+    if base is not None:
+        return {"url": base + address(job, number)}
+    return {"b64_json": base64.b64encode(picture.data).decode()}
+
+
+def _common(job: Job, picture: Painted) -> dict[str, Any]:
+    return {
+        "background": "opaque",
+        "output_format": job.order.output_format,
+        "quality": "auto",
+        "size": picture.size,
+        "model": job.order.model,
+    }
+
+
+def job_response(service: Service, job: Job) -> dict[str, Any]:
+    """Return where a job is, and what became of it."""
+    found: dict[str, Any] = {
+        "id": job.id,
+        "object": "job",
+        "status": job.state,
+        "model": job.order.model,
+        "created": int(job.accepted),
+        "timing": timing(job),
+    }
+    if job.state == "queued":
+        found["position"] = job.position
+    if job.progress is not None and not job.ended:
+        found["progress"] = _progress(job.progress)
+    if job.state == "done" and job.order.model in service.models:
+        found["result"] = images_response(service, job, base="")
+    if job.error is not None:
+        found |= describe_error(job.error)[1]
+    return found
+
+
+def _progress(progress: Progress) -> dict[str, Any]:
+    return {
+        "stage": progress.stage,
+        "done": progress.done,
+        "total": progress.total,
+        "unit": progress.unit,
+    }
+
+
+# --- server-sent events --------------------------------------------------------------------------
+
+
+def event(kind: str, body: Mapping[str, Any]) -> bytes:
+    """Return one event as it is sent."""
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **body})}\n\n".encode()
+
+
+def partial_event(job: Job, data: bytes, number: int, picture: int, size: str) -> bytes:
+    """Return the event of a preview; `number` counts those of one picture from 0."""
+    return event(
+        f"{_kind(job)}.partial_image",
+        {
+            "b64_json": base64.b64encode(data).decode(),
+            "partial_image_index": number,
+            "created_at": int(job.accepted),
+            "size": size,
+            "quality": "auto",
+            "background": "opaque",
+            "output_format": job.order.output_format,
+            "picture_index": picture,
+        },
+    )
+
+
+def progress_event(job: Job, progress: Progress, picture: int) -> bytes:
+    """Return the event of a step."""
+    return event(f"{_kind(job)}.progress", {**_progress(progress), "picture_index": picture})
+
+
+def position_event(job: Job, position: int) -> bytes:
+    """Return the event of a move in the queue."""
+    return event(f"{_kind(job)}.queued", {"position": position})
+
+
+def completed_event(service: Service, job: Job, picture: Painted, number: int) -> bytes:
+    """Return the event of a finished picture."""
+    return event(
+        f"{_kind(job)}.completed",
+        {
+            **_common(job, picture),
+            "b64_json": base64.b64encode(picture.data).decode(),
+            "created_at": int(job.accepted),
+            "usage": usage(service.models[job.order.model], job.order),
+            "timing": timing(job),
+            "picture_index": number,
+            "record": picture.record,
+            "job": job.id,
+        },
+    )
+
+
+def error_event(error: DanqingError) -> bytes:
+    """Return the event that ends a stream that failed."""
+    return event("error", describe_error(error)[1])
+
+
+def _kind(job: Job) -> str:
+    return "image_edit" if job.order.edits else "image_generation"

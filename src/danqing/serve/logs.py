@@ -1,0 +1,52 @@
+"""Structured logs: a JSON object on each line of standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+
+class JsonLines(logging.Formatter):
+    """One object a line: when, how grave, what, and whatever the row knows."""
+
+    def __init__(self, *, prompts: bool) -> None:
+        """Keep whether prompts may be written."""
+        super().__init__()
+        self._prompts = prompts
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        row: dict[str, Any] = {
+            "time": f"{stamp}.{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "row", {}),
+        }
+        if not self._prompts:
+            row.pop("prompt", None)
+        if record.exc_info:
+            row["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(
+            {name: round(one, 4) if isinstance(one, float) else one for name, one in row.items()},
+            ensure_ascii=False,
+            default=str,
+        )
+
+
+def set_up(*, prompts: bool) -> None:
+    """Let the server's logs, and uvicorn's, go to standard error as JSON.
+
+    Args:
+        prompts: write what people asked for, too.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(prompts=prompts))
+    for name, level in (("danqing.serve", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level)
+        logger.propagate = False

@@ -1,0 +1,478 @@
+"""The page for people: gradio on the same application, its jobs in the same queue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import html
+import io
+import secrets
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from PIL import Image
+from starlette.responses import RedirectResponse, Response
+
+from danqing.errors import DanqingError
+from danqing.quantities import size as in_words
+from danqing.request import MAX_SEED, Request
+from danqing.serve.bodies import MAX_PICTURES, MAX_PREVIEWS, read_picture
+from danqing.serve.jobs import Ended, Finished, Moved, Order, Stepped
+from danqing.serve.page_words import LANGUAGES, word
+from danqing.serve.service import plan_order
+from danqing.verify.metrics import compare
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from danqing.serve.jobs import Job
+    from danqing.serve.service import Service, Takes
+
+PATH = "/page"
+KEPT_SECONDS = 3600
+"""How long the files of a page's pictures are kept after they were made."""
+_SECONDS_BETWEEN_LOOKS = 5
+_DEFAULT_SIDE = 512
+_CSS = """
+#title h1 { letter-spacing: .06em; margin: 0 }
+#corner { text-align: right; font-size: .85em; opacity: .75 }
+#state progress { width: 100%; height: .8em }
+footer { display: none !important }
+@media (max-width: 640px) {
+  #corner { text-align: left }
+  .gradio-container { padding: 8px !important }
+}
+"""
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><circle cx="22" cy="10" r="6" '
+    'fill="#c0392b"/><path d="M2 28 L12 10 L22 28 Z" fill="#2c5f8a"/></svg>'
+)
+_KEYS = """
+<script>
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") document.querySelector("#cancel")?.click();
+});
+</script>
+"""
+
+
+def _files_alone(component: Any) -> Any:
+    """Let a component take files that were uploaded, and no addresses: gradio would fetch them."""
+    take = component.async_move_resource_to_block_cache
+
+    async def careful(place: Any) -> Any:
+        if "://" in str(place):
+            message = "addresses of pictures are not opened: upload the file"
+            raise gr.Error(message)
+        return await take(place)
+
+    component.async_move_resource_to_block_cache = careful
+    return component
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A picture in the gallery, as a file that carries its record."""
+
+    path: str
+    record: dict[str, Any]
+
+    @property
+    def caption(self) -> str:
+        """Its seed, and how the prompt begins."""
+        asked = self.record["request"]
+        return f"{asked['seed']} · {asked['prompt'][:40]}"
+
+
+def mount(app: Any, service: Service) -> Any:
+    """Put the page on an application; the root leads there."""
+    folder = Path(tempfile.mkdtemp(prefix="danqing-page-"))
+    page = _Page(service, folder)
+
+    async def home() -> RedirectResponse:
+        return RedirectResponse(f"{PATH}/")
+
+    async def icon() -> Response:
+        return Response(_ICON, media_type="image/svg+xml")
+
+    app.get("/", include_in_schema=False)(home)
+    app.get("/favicon.ico", include_in_schema=False)(icon)
+    app.router.on_shutdown.append(lambda: shutil.rmtree(folder, ignore_errors=True))
+    return gr.mount_gradio_app(
+        app, page.blocks(), path=PATH, allowed_paths=[str(folder)], footer_links=[],
+        max_file_size="40mb", ssr_mode=False, theme=_theme(), css=_CSS, head=_KEYS,
+        show_error=True, run_history=False, pwa=False,
+    )  # fmt: skip
+
+
+class _Page:
+    """Makes the page, and answers what is done on it."""
+
+    def __init__(self, service: Service, folder: Path) -> None:
+        self._service = service
+        self._folder = folder
+        self._jobs: dict[str, Job] = {}
+        self._named: dict[str, Any] = {}
+
+    # --- what there is -------------------------------------------------------------------------
+
+    def blocks(self) -> gr.Blocks:
+        """Return the page."""
+        specs = list(self._service.specs.values())
+        with gr.Blocks(
+            title="danqing", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)
+        ) as found:
+            language, shown, chosen = gr.State("en"), gr.State([]), gr.State(None)
+            sides = gr.State([None, None])
+            with gr.Row():
+                gr.Markdown("# danqing · 丹青", elem_id="title")
+                switch = gr.Radio(
+                    [(text, name) for name, text in LANGUAGES.items()], value="en",
+                    show_label=False, container=False, elem_id="language",
+                )  # fmt: skip
+                corner = gr.HTML(elem_id="corner")
+            with gr.Row():
+                with gr.Column(scale=2, min_width=300):
+                    fields = self._form(specs)
+                    with gr.Row():
+                        paint = self._button("paint", variant="primary")
+                        cancel = self._button("cancel", variant="stop")
+                with gr.Column(scale=3, min_width=300):
+                    seen = self._results()
+            gallery = seen["pictures"]
+            outputs = [seen["state"], seen["preview"], gallery, shown, fields["seed"], paint]
+            inputs = {language, shown, *fields.values()} - {fields["dice"]}  # a dict comes of it
+
+            async def on_paint(
+                given: dict[Any, Any], request: gr.Request
+            ) -> AsyncIterator[list[Any]]:
+                asked = {name: given[field] for name, field in fields.items() if field in given}
+                async for update in self._paint(given[language], given[shown], asked, request):
+                    yield update
+
+            # gradio looks for this class there, and could not resolve the others' names
+            on_paint.__annotations__ = {"request": gr.Request}
+            quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+            gr.on(
+                [paint.click, fields["prompt"].submit], on_paint, inputs, outputs,
+                concurrency_limit=None, trigger_mode="once", **quiet,
+            )  # fmt: skip
+            cancel.click(self._cancel, None, None, queue=False, **quiet)
+            fields["dice"].click(lambda: secrets.randbits(32), None, fields["seed"], **quiet)
+            gallery.select(self._choose, [shown], [chosen, seen["record"]], **quiet)
+            seen["again"].click(
+                self._again, [language, shown, chosen], list(fields.values()), **quiet
+            )
+            for number, side in enumerate(("left", "right")):
+                seen[side].click(
+                    lambda *given, number=number: self._compare(number, *given),
+                    [language, shown, chosen, sides],
+                    [sides, seen["compared"], seen["measures"]], **quiet,
+                )  # fmt: skip
+            switch.change(self._translate, switch, [language, *self._named.values()], **quiet)
+            timer = gr.Timer(_SECONDS_BETWEEN_LOOKS)
+            timer.tick(self._corner, language, corner, **quiet)
+            found.load(self._greet, None, [switch, corner], **quiet)
+            found.unload(self._leave)
+        found.queue(default_concurrency_limit=None, api_open=False, max_size=1000)
+        return found
+
+    def _results(self) -> dict[str, Any]:
+        """Return what is seen of the work, and what can be done with it."""
+        found: dict[str, Any] = {"state": gr.HTML(elem_id="state")}
+        found["preview"] = gr.Image(
+            interactive=False, height=320, visible=False, buttons=[], format="png",
+            elem_id="preview",
+        )  # fmt: skip
+        found["pictures"] = gr.Gallery(
+            columns=4, interactive=False, object_fit="contain", format="png", fit_columns=False,
+            elem_id="gallery", buttons=["download", "fullscreen"],
+        )  # fmt: skip
+        with gr.Row():
+            for name in ("again", "left", "right"):
+                found[name] = self._button(name)
+        found["compared"] = gr.ImageSlider(
+            interactive=False, visible=False, buttons=[], elem_id="compared"
+        )
+        found["measures"] = gr.Markdown(elem_id="measures")
+        found["record"] = gr.JSON(open=False, elem_id="record")
+        for name in ("preview", "pictures", "compared", "record"):
+            self._keep(name, found[name])
+        return found
+
+    def _keep(self, name: str, component: Any) -> Any:
+        """Remember a component whose label is a word, and write it."""
+        component.label = word("en", name)
+        self._named[name] = component
+        return component
+
+    def _button(self, name: str, **options: Any) -> Any:
+        button = gr.Button(word("en", name), elem_id=name, **options)
+        self._named[name] = button
+        return button
+
+    def _form(self, specs: Sequence[Takes]) -> dict[str, Any]:
+        """Return the fields: those that have an effect in a model here."""
+        most, first = self._service.limits.side, specs[0]
+
+        def useful(name: str) -> bool:
+            return any(name not in spec.no_effect for spec in specs)
+
+        fields = {
+            "prompt": gr.Textbox(
+                lines=1, max_lines=8, submit_btn=False, autofocus=True, elem_id="prompt",
+                placeholder=word("en", "prompt_hint"),
+            ),
+            "negative": gr.Textbox(visible=useful("negative_prompt"), elem_id="negative"),
+            "images": _files_alone(gr.Gallery(
+                type="filepath", interactive=True, visible=useful("image"), columns=3,
+                file_types=["image"], sources=["upload", "clipboard"], elem_id="images",
+            )),
+            "model": gr.Dropdown(
+                list(self._service.specs), value=next(iter(self._service.specs)),
+                visible=len(specs) > 1,
+            ),
+        }  # fmt: skip
+        step = max(spec.size_multiple for spec in specs)
+        with gr.Row():
+            for name in ("width", "height"):
+                value = int(first.defaults.get(name, _DEFAULT_SIDE))
+                fields[name] = gr.Slider(step, most, value=min(value, most), step=step)
+        with gr.Row():
+            steps = int(first.defaults.get("num_inference_steps", 4))
+            fields["steps"] = gr.Slider(1, self._service.limits.steps, value=steps, step=1)
+            fields["count"] = gr.Slider(
+                1, min(MAX_PICTURES, self._service.limits.pictures), value=1, step=1
+            )
+        fields["guidance"] = gr.Slider(
+            0, 20, value=float(first.defaults.get("guidance_scale", 0.0)), step=0.1,
+            visible=useful("guidance_scale"),
+        )  # fmt: skip
+        with gr.Row():
+            fields["seed"] = gr.Number(
+                value=secrets.randbits(32), precision=0, minimum=0, maximum=MAX_SEED,
+                elem_id="seed",
+            )  # fmt: skip
+            fields["lock"] = gr.Checkbox(value=False, elem_id="lock")
+        for name, field in fields.items():
+            self._keep(name, field)
+        fields["dice"] = self._button("dice", size="sm")
+        return fields
+
+    # --- painting ------------------------------------------------------------------------------
+
+    async def _paint(
+        self, language: str, shown: list[_Shown], asked: dict[str, Any], request: gr.Request
+    ) -> AsyncIterator[list[Any]]:
+        session = str(request.session_hash)
+        try:
+            job = await asyncio.to_thread(self._submit, asked, session)
+        except DanqingError as error:
+            yield [_failed(language, error), *[gr.skip()] * 5]
+            return
+        self._jobs[session] = job
+        start = time.monotonic()
+        try:
+            yield [_line(word(language, "begun")), *[gr.skip()] * 5]
+            async for event in job.follow():
+                update = self._show(language, job, event, shown)
+                if update is not None:
+                    yield update
+        finally:
+            self._jobs.pop(session, None)
+            self._service.leave(job)
+        if job.error is not None:
+            text = _failed(language, job.error)
+            if job.state == "cancelled":
+                text = _line(word(language, "cancelled"))
+        else:
+            took = time.monotonic() - start
+            text = _line(word(language, "done", count=len(job.pictures), seconds=took))
+        seed = gr.skip() if asked["lock"] else secrets.randbits(32)
+        yield [text, gr.update(visible=False), gr.skip(), shown, seed, gr.skip()]
+
+    def _submit(self, asked: dict[str, Any], session: str) -> Job:
+        """Turn the fields into an order, as far as they have an effect in the model."""
+        name, painter = self._service.painter(asked["model"])
+        effect = painter.spec.no_effect
+        settings: dict[str, Any] = {
+            "height": int(asked["height"]),
+            "width": int(asked["width"]),
+            "num_inference_steps": int(asked["steps"]),
+            "num_images_per_prompt": int(asked["count"]),
+            "seed": int(asked["seed"] or 0),
+        }
+        if "guidance_scale" not in effect:
+            settings["guidance_scale"] = float(asked["guidance"])
+        if asked["negative"] and "negative_prompt" not in effect:
+            settings["negative_prompt"] = asked["negative"]
+        if asked["images"] and "image" not in effect:
+            settings["image"] = [
+                read_picture(Path(path).read_bytes(), Path(path).name)
+                for path, _ in asked["images"]
+            ]
+        order = Order(
+            model=name,
+            request=Request(prompt=asked["prompt"] or "", **settings),
+            previews=MAX_PREVIEWS + 5,
+            edits="image" in settings,
+        )
+        order = plan_order(painter, order, self._service.limits)
+        return self._service.submit(order, f"page-{session}")
+
+    def _show(self, language: str, job: Job, event: Any, shown: list[_Shown]) -> list[Any] | None:
+        """Return what an event changes: state, preview, gallery, what is shown, seed, button."""
+        skip = gr.skip()
+        if isinstance(event, Moved):
+            text = _line(word(language, "waiting", count=event.position))
+            return [text, skip, skip, skip, skip, skip]
+        if isinstance(event, Stepped):
+            seen = event.progress.preview
+            preview = skip if seen is None else gr.update(value=seen, visible=True)
+            return [_progress(language, job, event), preview, skip, skip, skip, skip]
+        if isinstance(event, Finished):
+            self._sweep()
+            path = self._folder / f"{job.id[4:]}-{event.index}.png"
+            path.write_bytes(event.picture.data)
+            shown.insert(0, _Shown(str(path), dict(event.picture.record)))
+            return [skip, skip, [(one.path, one.caption) for one in shown], shown, skip, skip]
+        assert isinstance(event, Ended)  # noqa: S101
+        return None
+
+    def _sweep(self) -> None:
+        """Drop files that are old."""
+        for path in self._folder.iterdir():
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                    path.unlink()
+
+    def _cancel(self, request: gr.Request) -> None:
+        job = self._jobs.get(str(request.session_hash))
+        if job is not None:
+            self._service.cancel(job)
+
+    def _leave(self, request: gr.Request) -> None:
+        """The page was closed."""
+        self._cancel(request)
+
+    # --- looking -------------------------------------------------------------------------------
+
+    @staticmethod
+    def _choose(shown: list[_Shown], event: gr.SelectData) -> tuple[int, dict[str, Any]]:
+        number = int(event.index)
+        return number, shown[number].record
+
+    def _again(self, language: str, shown: list[_Shown], chosen: int | None) -> list[Any]:
+        """Put a picture's settings into the fields."""
+        if chosen is None or chosen >= len(shown):
+            gr.Info(word(language, "choose"))
+            return [gr.skip()] * 12
+        asked = shown[chosen].record["request"]
+        found = {
+            "prompt": asked["prompt"],
+            "negative": asked["negative_prompt"] or "",
+            "images": gr.skip(),
+            "model": gr.skip(),
+            "width": asked["width"],
+            "height": asked["height"],
+            "steps": asked["num_inference_steps"],
+            "count": 1,
+            "guidance": gr.skip() if asked["guidance_scale"] is None else asked["guidance_scale"],
+            "seed": asked["seed"],
+            "lock": True,
+            "dice": gr.skip(),
+        }
+        return list(found.values())
+
+    @staticmethod
+    def _compare(
+        number: int, language: str, shown: list[_Shown], chosen: int | None, sides: list[Any]
+    ) -> tuple[list[Any], Any, Any]:
+        """Put the chosen picture on one side; with both there, measure."""
+        if chosen is None or chosen >= len(shown):
+            gr.Info(word(language, "choose"))
+            return sides, gr.skip(), gr.skip()
+        sides[number] = shown[chosen].path
+        if None in sides:
+            return sides, gr.skip(), gr.skip()
+        both = [Image.open(io.BytesIO(Path(path).read_bytes())).convert("RGB") for path in sides]
+        if both[0].size != both[1].size:
+            text = word(language, "sizes_differ")
+        else:
+            found = compare(both[0], both[1])
+            text = (
+                word(language, "same")
+                if not found.largest
+                else word(
+                    language, "measures", psnr=found.psnr, ssim=found.ssim, largest=found.largest
+                )
+            )
+        return sides, gr.update(value=tuple(sides), visible=True), text
+
+    # --- words ---------------------------------------------------------------------------------
+
+    def _translate(self, language: str) -> list[Any]:
+        updates: list[Any] = [language]
+        for name, component in self._named.items():
+            text = word(language, name)
+            if isinstance(component, gr.Button):
+                updates.append(gr.update(value=text))
+            elif name == "prompt":
+                hint = word(language, "prompt_hint")
+                updates.append(gr.update(label=text, placeholder=hint))
+            else:
+                updates.append(gr.update(label=text))
+        return updates
+
+    def _greet(self, request: gr.Request) -> tuple[str, str]:
+        """Choose the language that the browser asks for first."""
+        asked = request.headers.get("accept-language", "").strip().lower()
+        language = "zh" if asked.startswith("zh") else "en"
+        return language, self._corner(language)
+
+    def _corner(self, language: str) -> str:
+        """Name devices and memory."""
+        lines = []
+        for painter in (one for worker in self._service.workers for one in worker.first()):
+            memory = painter.memory
+            line = f"{painter.plan.device} · {painter.plan.chip} · {painter.plan.dtype}"
+            if "free" in memory:
+                line += " · " + word(
+                    language, "free", free=in_words(memory["free"]), total=in_words(memory["total"])
+                )
+            lines.append(html.escape(line))
+        return "<br>".join(lines)
+
+
+def _theme() -> Any:
+    """Return a theme of fonts that are on the visitor's machine: none is fetched."""
+    words = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans CJK SC", "sans-serif"]
+    return gr.themes.Base(
+        primary_hue="red", neutral_hue="stone", font=words, font_mono=["ui-monospace", "monospace"]
+    )
+
+
+def _line(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>"
+
+
+def _failed(language: str, error: DanqingError) -> str:
+    text = word(language, "failed", what=str(error))
+    return f'<pre role="alert" style="white-space: pre-wrap">{html.escape(text)}</pre>'
+
+
+def _progress(language: str, job: Job, event: Stepped) -> str:
+    now = event.progress
+    if now.unit == "bytes":
+        text = word(language, "loading", item=now.item)
+    else:
+        count = job.order.request.num_images_per_prompt
+        text = word(
+            language, "step", picture=event.index + 1, count=count, done=now.done, total=now.total
+        )
+    return f'{_line(text)}<progress value="{now.done}" max="{now.total}"></progress>'

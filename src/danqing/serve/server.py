@@ -1,0 +1,155 @@
+"""uvicorn under danqing's rules: models first, a word when ready, and an orderly end."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from danqing.errors import RequestError
+from danqing.serve.app import make_app
+from danqing.serve.guards import Guard, Rules
+from danqing.serve.metrics import Metrics
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from types import FrameType
+
+    from danqing.request import Progress
+    from danqing.serve.service import Service
+
+HEADER_SECONDS = 20.0
+"""In which the first line and the headers of a request must have come."""
+BACKLOG = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where the server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+
+@dataclass(kw_only=True)
+class Server:
+    """A service behind HTTP.
+
+    Attributes:
+        service: that paints.
+        address: where it listens.
+        rules: who is let in.
+        metrics: that are counted.
+        page: puts a page for people on the application, if there is to be one.
+    """
+
+    service: Service
+    address: Address
+    rules: Rules
+    metrics: Metrics = field(default_factory=Metrics)
+    page: Callable[[Any, Service], Any] | None = None
+
+    def run(
+        self,
+        *,
+        on_ready: Callable[[str], None],
+        on_progress: Callable[[str, Progress], None],
+    ) -> None:
+        """Serve until a signal ends it; the address answers while the models are loaded.
+
+        Args:
+            on_ready: told the address when all models are loaded.
+            on_progress: told of loading.
+
+        Raises:
+            RequestError: the address cannot be used.
+            danqing.errors.DanqingError: a model cannot be loaded.
+        """
+        listener = _listen(self.address)
+        port = listener.getsockname()[1]
+        self.metrics.watch(self.service)
+        self.service.metrics = self.metrics
+        app: Any = make_app(self.service, self.metrics)
+        if self.page is not None:
+            app = self.page(app, self.service)
+        config = uvicorn.Config(
+            Guard(app, self.rules, self.metrics.answered),
+            http=_Protocol, ws="none", lifespan="on", access_log=False, log_config=None,
+            server_header=False, date_header=True, timeout_keep_alive=30, backlog=BACKLOG,
+        )  # fmt: skip
+        server = _Uvicorn(config, self.service)
+        failed: list[BaseException] = []
+
+        def load() -> None:
+            try:
+                self.service.load(on_progress)
+                host = self.address.host
+                on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            except BaseException as error:  # noqa: BLE001 - told below, in the thread that began it
+                failed.append(error)
+                server.should_exit = True
+
+        loading = threading.Thread(target=load, name="danqing-load", daemon=True)
+        loading.start()
+        try:
+            server.run(sockets=[listener])
+        finally:
+            loading.join()
+            self.service.close()
+            listener.close()
+        if failed:
+            raise failed[0]
+
+
+class _Uvicorn(uvicorn.Server):
+    """Tells the service at once when a signal comes, so that what waits is given back."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end; a second Ctrl-C ends at once."""
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()  # or it is raised again at the end: this is no failure
+        threading.Thread(target=self._service.end_work, daemon=True).start()
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 that does not wait for ever for the headers of a first request."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to count."""
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        begun: object = self.cycle
+        if begun is None and not self.transport.is_closing():
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop to count."""
+        self._patience.cancel()
+        super().connection_lost(exc)
+
+
+def _listen(address: Address) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address.host, address.port))
+        listener.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise RequestError(
+            "the address cannot be listened at",
+            seen=f"{address.host}:{address.port}: {error}",
+            hint="another --port, or 0 for any that is free",
+        ) from error
+    return listener
