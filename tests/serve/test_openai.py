@@ -78,7 +78,7 @@ def test_formats(pocket_server: Running, kind: Any, mode: str, tmp_path: Path) -
     sizes = []
     for quality in (10, 95):
         found = client(pocket_server).images.generate(
-            **SMALL, output_format=kind, output_compression=quality, extra_body={"seed": 1}
+            prompt=PROMPT, size="256x256", output_format=kind, output_compression=quality
         )
         assert found.data
         data = base64.b64decode(found.data[0].b64_json or "")
@@ -233,7 +233,9 @@ def test_bad_edits(deepgen_server: Running, given: dict[str, Any], setting: str)
 def test_keys_and_what_is_open(tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("# ours\nanna 0123456789abcdef-anna\n0123456789abcdef-other  # no name\n")
-    with serving("--no-page", "--device", "cpu", "--api-key-file", keys, "--per-client", 1) as server:
+    with serving(
+        "--no-page", "--device", "cpu", "--api-key-file", keys, "--per-client", 1
+    ) as server:
         for key in ("wrong", "", "0123456789abcdef-ann"):
             with pytest.raises((openai.AuthenticationError, httpx.LocalProtocolError)):
                 client(server, key or "x").models.list()
@@ -296,7 +298,10 @@ def test_jobs_that_are_asked_for_later(http: httpx.Client) -> None:
 
 def test_what_is_no_request_of_ours(http: httpx.Client) -> None:
     generate = "/v1/images/generations"
-    assert http.post(generate, content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
+    assert (
+        http.post(generate, content=b"{}", headers={"content-type": "text/plain"}).status_code
+        == 415
+    )
     for body in (b"", b"[1]", b"{", b"\xff", b'{"prompt": NaN}', b"[" * 100_000, b'"x"'):
         answer = http.post(generate, content=body, headers={"content-type": "application/json"})
         assert answer.status_code == 400, body[:20]
@@ -313,7 +318,9 @@ def test_what_is_no_request_of_ours(http: httpx.Client) -> None:
     for name in ("x-content-type-options", "content-security-policy", "x-request-id"):
         assert same.headers[name]
     assert "access-control-allow-origin" not in same.headers
-    large = http.post(generate, content=b" " * (65 << 20), headers={"content-type": "application/json"})
+    large = http.post(
+        generate, content=b" " * (65 << 20), headers={"content-type": "application/json"}
+    )
     assert large.status_code == 413
 
 

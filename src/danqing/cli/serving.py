@@ -112,6 +112,7 @@ def _openers(
         spec = identify(checkpoint)
         if spec.name in found:
             raise RequestError("two models have the same name", seen=f"{spec.name}: {place}")
+        _check_defaults(spec, job)
         side = job.max_side // spec.size_multiple * spec.size_multiple
         largest = min(side, spec.limits.get("height", side))
         request = Request(prompt="a picture", height=largest, width=largest)
@@ -133,6 +134,21 @@ def _openers(
         }
 
     return specs, on
+
+
+def _check_defaults(spec: ModelSpec, job: ServeJob) -> None:
+    """See that what a model takes when nothing is said is allowed here."""
+    for name, most, flag in (
+        ("height", job.max_side, "--max-side"),
+        ("width", job.max_side, "--max-side"),
+        ("num_inference_steps", job.max_steps, "--max-steps"),
+    ):
+        if spec.defaults.get(name, 0) > most:
+            raise RequestError(
+                f"{flag} is smaller than what {spec.title} takes when nothing is said",
+                seen=most,
+                allowed=f"at least {spec.defaults[name]}",
+            )
 
 
 def _say_ready(job: ServeJob) -> Callable[[str], None]:

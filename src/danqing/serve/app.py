@@ -34,7 +34,7 @@ from danqing.serve.service import plan_order
 from danqing.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from PIL.Image import Image
 
@@ -64,8 +64,9 @@ def make_app(service: Service, metrics: Metrics) -> FastAPI:
     app.get("/v1/models/{model}", summary="One of them.")(routes.model)
     app.post("/v1/images/generations", summary="Paint pictures.")(routes.generations)
     app.post("/v1/images/edits", summary="Paint pictures from others.")(routes.edits)
-    app.get("/v1/jobs/{job}", summary="Where a job is, and its pictures.")(routes.job)
-    app.delete("/v1/jobs/{job}", summary="Give a job up.")(routes.cancel)
+    app.api_route("/v1/jobs/{job}", methods=["GET", "DELETE"], summary="A job; or give it up.")(
+        routes.job
+    )
     app.get("/v1/jobs/{job}/pictures/{number}", summary="One picture.")(routes.picture)
     app.add_exception_handler(DanqingError, _on_error)
     app.add_exception_handler(RefusedError, _on_refused)
@@ -178,8 +179,10 @@ class _Routes:
         order = read_order(body, name, images, most=service.limits.side, edits=edits)
         idempotency = _idempotency(request)
         later = _ASYNC in request.headers.get("prefer", "")
-        order = await asyncio.to_thread(plan_order, painter, order, service.limits)
-        job = await asyncio.to_thread(
+        # another thread costs a third of a millisecond each time: only for what may take longer
+        order = await _perhaps_elsewhere(bool(images), plan_order, painter, order, service.limits)
+        job = await _perhaps_elsewhere(
+            service.journal is not None,
             service.submit,
             order,
             request.state.client,
@@ -201,8 +204,7 @@ class _Routes:
         await self._wait(request, job)
         if job.error is not None:
             raise job.error
-        found = await asyncio.to_thread(answers.images_response, service, job, base=base)
-        return JSONResponse(found, headers=headers)
+        return JSONResponse(answers.images_response(service, job, base=base), headers=headers)
 
     async def _wait(self, request: Request, job: Job) -> None:
         """Wait until a job has ended, or its client went away."""
@@ -273,14 +275,9 @@ class _Routes:
     # --- jobs ----------------------------------------------------------------------------------
 
     async def job(self, request: Request, job: str) -> Response:
-        """Where a job is, and its pictures."""
+        """Where a job is; or give it up: at once if it waits, else before its next step."""
         found = await self._find(job, request.state.client)
-        return JSONResponse(answers.job_response(self._service, found))
-
-    async def cancel(self, request: Request, job: str) -> Response:
-        """Give a job up: at once if it waits, else before its next step."""
-        found = await self._find(job, request.state.client)
-        if not found.ended:
+        if request.method == "DELETE" and not found.ended:
             await asyncio.to_thread(self._service.cancel, found)
         return JSONResponse(answers.job_response(self._service, found))
 
@@ -297,6 +294,18 @@ class _Routes:
         if found is None:
             raise HTTPException(404, "there is no such job, or it ended long ago")
         return found
+
+
+async def _perhaps_elsewhere(
+    elsewhere: bool,  # noqa: FBT001
+    work: Callable[..., Any],
+    *given: Any,
+    **named: Any,
+) -> Any:
+    """Do some work, in another thread if it may block."""
+    if elsewhere:
+        return await asyncio.to_thread(work, *given, **named)
+    return work(*given, **named)
 
 
 def _read_json(data: bytes) -> Any:
@@ -401,8 +410,9 @@ def _document(app: FastAPI, service: Service) -> dict[str, Any]:
     else:
         del paths["/v1/images/edits"]
     for path, methods in paths.items():
-        for operation in methods.values():
+        for method, operation in methods.items():
             operation["responses"] = _responses(path)
+            operation["operationId"] = f"{method} {path}"
             for parameter in operation.get("parameters", []):
                 if parameter["name"] == "model":
                     parameter["schema"] = {"type": "string", "enum": list(specs)}
@@ -448,6 +458,11 @@ _PICTURES = {
         },
     },
 }
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
 
 
 def _edit_body(specs: Mapping[str, Any], service: Service) -> dict[str, Any]:
@@ -467,7 +482,7 @@ def _responses(path: str) -> dict[str, Any]:
     if path == "/metrics":
         fine = {"text/plain": {"schema": {"type": "string"}}}
     elif path.startswith("/v1/images"):
-        fine = {_JSON: {"schema": _PICTURES}, _STREAM: {"schema": {"type": "string"}}}
+        fine = {_JSON: {"schema": _PICTURES}, _STREAM: {"schema": _EVENT}}
         codes |= {
             "400": "The request cannot be.", "404": "No such model.", "408": "It came too slowly.",
             "409": "The Idempotency-Key stands for another request, or the job was cancelled.",

@@ -30,11 +30,12 @@ PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_EDIT_PIXELS = 32_000_000
 """Of a picture to edit: what a good camera makes; 96 MB when it is decoded."""
 MIN_SIDE = 8
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_JPEG_END = b"\xff\xd9"
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 _NOT_BLANK = r"\S"
-_PLAIN = r"^[^\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x9F\uD800-\uDFFF]*$"
-_NO_CONTROL = r"^[^\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x9F]*$"
-"""No control characters but tabs and line breaks, no halves of surrogate pairs."""
+_PLAIN = r"^[^\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x9F]*$"
+"""No control characters but tabs and line breaks."""
 Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
 
 
@@ -84,7 +85,7 @@ class GenerationBody(BaseModel):
     ] = None
     user: Annotated[
         str | None,
-        Field(max_length=256, pattern=_NO_CONTROL, description="Your user's name; it is logged."),
+        Field(max_length=256, pattern=_PLAIN, description="Your user's name; it is logged."),
     ] = None
     stream: Annotated[
         bool | None, Field(description="Answer with server-sent events as it goes on.")
@@ -256,6 +257,7 @@ def read_picture(data: bytes, name: str) -> Image:
             image = Images.open(io.BytesIO(data), formats=PICTURE_FORMATS)
             _judge(image, name)
             image.load()
+            _check_end(image.format, data, name)
     except Images.DecompressionBombError as error:
         raise _bad(name, str(error)[:200], f"{MAX_EDIT_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
@@ -273,6 +275,20 @@ def _judge(image: Image, name: str) -> None:
         raise _bad(name, f"{image.width}x{image.height}", f"{MAX_EDIT_PIXELS} pixels in all")
     if getattr(image, "n_frames", 1) > 1:
         raise _bad(name, "several frames", "one picture")
+
+
+def _check_end(kind: str | None, data: bytes, name: str) -> None:
+    """Refuse a file that is cut off, or that goes on as another after the picture.
+
+    Pillow reads what is there; a JPEG may be followed by what phones put there.
+    """
+    whole = {
+        "PNG": data.endswith(_PNG_END),
+        "WEBP": len(data) - 8 in (int.from_bytes(data[4:8], "little") + odd for odd in (0, 1)),
+        "JPEG": _JPEG_END in data,
+    }
+    if not whole.get(kind or "", False):
+        raise _bad(name, f"{kind} that does not end where it says", "a whole file")
 
 
 def _bad(name: str, seen: str, allowed: str) -> RequestError:

@@ -44,6 +44,8 @@ _CSS = """
 #state progress { width: 100%; height: .8em }
 footer { display: none !important }
 @media (max-width: 640px) {
+  #top { flex-wrap: wrap }
+  #top > * { flex: 1 1 100%; min-width: 100% !important }
   #corner { text-align: left }
   .gradio-container { padding: 8px !important }
 }
@@ -129,7 +131,7 @@ class _Page:
         ) as found:
             language, shown, chosen = gr.State("en"), gr.State([]), gr.State(None)
             sides = gr.State([None, None])
-            with gr.Row():
+            with gr.Row(elem_id="top"):
                 gr.Markdown("# danqing · 丹青", elem_id="title")
                 switch = gr.Radio(
                     [(text, name) for name, text in LANGUAGES.items()], value="en",
@@ -191,7 +193,7 @@ class _Page:
         )  # fmt: skip
         found["pictures"] = gr.Gallery(
             columns=4, interactive=False, object_fit="contain", format="png", fit_columns=False,
-            elem_id="gallery", buttons=["download", "fullscreen"],
+            show_label=False, elem_id="gallery", buttons=["download", "fullscreen"],
         )  # fmt: skip
         with gr.Row():
             for name in ("again", "left", "right"):
@@ -200,7 +202,7 @@ class _Page:
             interactive=False, visible=False, buttons=[], elem_id="compared"
         )
         found["measures"] = gr.Markdown(elem_id="measures")
-        found["record"] = gr.JSON(open=False, elem_id="record")
+        found["record"] = gr.JSON(open=False, max_height=320, elem_id="record")
         for name in ("preview", "pictures", "compared", "record"):
             self._keep(name, found[name])
         return found

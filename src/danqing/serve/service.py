@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("danqing.serve")
 
-KEPT_BYTES = 256 << 20
+KEPT_BYTES = 128 << 20
 """Of finished pictures that are kept in memory, so that they can be asked for again."""
 KEPT_SECONDS = 3600.0
-KEPT_JOBS = 1000
+KEPT_JOBS = 256
 _RECENT = 32
 """Jobs whose seconds are remembered, to say how long a client should wait."""
 

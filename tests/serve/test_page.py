@@ -1,0 +1,225 @@
+"""The page in a real browser: what people do with it, no complaint, and nobody else is asked."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from danqing.serve.page_words import LANGUAGES, WORDS
+from tests.serve.conftest import serving
+
+pytest.importorskip("gradio")
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.serve.conftest import Running
+
+pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(300)]
+
+
+def test_every_word_is_there_in_both_languages() -> None:
+    import string
+
+    for name, texts in WORDS.items():
+        assert len(texts) == len(LANGUAGES), name
+        fields = [{f for _, f, _, _ in string.Formatter().parse(text) if f} for text in texts]
+        assert fields[0] == fields[1], name
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with serving("--device", "cpu") as running:
+        yield running
+
+
+class Tab:
+    """A tab of Chromium, and all it complained about and asked for."""
+
+    def __init__(self, browser: Any, address: str, **options: Any) -> None:
+        self.complaints: list[str] = []
+        self.asked: list[str] = []
+        self.page = browser.new_page(**options)
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on(
+            "console", lambda said: said.type == "error" and self.complaints.append(said.text)
+        )
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(address)
+        self.page.wait_for_selector("#prompt textarea")
+        self.page.wait_for_function("document.querySelector('#corner').innerText.includes('cpu')")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        assert "CI" not in os.environ, "CI has a browser: make tools installs it"
+        pytest.skip("chromium is not installed: make tools")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        yield driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def tab(server: Running, browser: Any) -> Iterator[Tab]:
+    found = Tab(browser, server.address, viewport={"width": 1280, "height": 900})
+    yield found
+    assert found.complaints == []
+    others = [one for one in found.asked if not one.startswith((server.address, "data:", "blob:"))]
+    assert others == []
+    found.page.close()
+
+
+def pictures(tab: Tab) -> int:
+    return int(tab.page.locator("#gallery button img").count())
+
+
+def test_paint_choose_again_compare(tab: Tab, tmp_path: Path) -> None:
+    page = tab.page
+    page.fill("#prompt textarea", "a red circle")
+    page.fill("#seed input", "5")
+    page.keyboard.press("Tab")
+    page.focus("#prompt textarea")
+    page.keyboard.press("Enter")  # from the keyboard
+    page.wait_for_selector("#gallery button img")
+    page.wait_for_function("document.querySelector('#state').innerText.startsWith('1 in')")
+    assert page.input_value("#seed input") != "5"  # another is drawn for the next
+    page.locator("#gallery button:has(img)").first.click()
+    page.wait_for_function("document.querySelector('#record').innerText.includes('pixels_sha256')")
+    page.click("#left")
+    page.click("#again")
+    page.wait_for_function("document.querySelector('#seed input').value === '5'")
+    assert page.is_checked("#lock input")
+    page.click("#paint")
+    page.wait_for_function("document.querySelectorAll('#gallery img').length >= 2")
+    page.wait_for_function("document.querySelector('#state').innerText.startsWith('1 in')")
+    page.click("#right")
+    page.wait_for_selector("#compared img")
+    page.wait_for_function("document.querySelector('#measures').innerText.length > 3")
+    assert "the same pixels" in page.inner_text("#measures")
+    page.screenshot(path=tmp_path / "compared.png", full_page=True)
+
+
+def test_the_file_that_is_shown_carries_its_record(
+    tab: Tab, server: Running, tmp_path: Path
+) -> None:
+    from danqing.pictures import read_record
+
+    page = tab.page
+    page.fill("#prompt textarea", "a blue square")
+    page.click("#paint")
+    page.wait_for_selector("#gallery button img")
+    address = page.locator("#gallery img").first.get_attribute("src")
+    place = tmp_path / "shown.png"
+    place.write_bytes(httpx.get(address).content)
+    assert Image.open(place).size == (128, 128)
+    assert read_record(place)["request"]["prompt"] == "a blue square"
+
+
+def test_cancel_by_a_key(tab: Tab) -> None:
+    page = tab.page
+    page.fill("#prompt textarea", "a long work")
+    page.fill("input[aria-label*='Steps']", "100")
+    page.fill("input[aria-label*='Width']", "512")
+    page.fill("input[aria-label*='Height']", "512")
+    page.keyboard.press("Tab")
+    page.click("#paint")
+    page.wait_for_selector("#state progress")
+    page.wait_for_selector("#preview img")  # what it will look like
+    page.keyboard.press("Escape")
+    page.wait_for_function("document.querySelector('#state').innerText.includes('Cancelled')")
+    assert pictures(tab) == 0
+
+
+def test_languages_and_a_telephone(browser: Any, server: Running, tmp_path: Path) -> None:
+    phone = Tab(
+        browser, server.address, viewport={"width": 390, "height": 844}, locale="zh-CN",
+        is_mobile=True, has_touch=True, device_scale_factor=2,
+    )  # fmt: skip
+    page = phone.page
+    page.get_by_text("描述画面").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.fill("#prompt textarea", "a red circle")
+    page.click("#paint")
+    page.wait_for_function("document.querySelector('#state').innerText.includes('完成 1 张')")
+    page.screenshot(path=tmp_path / "phone.png", full_page=True)
+    page.locator("#language label", has_text="English").click()
+    page.get_by_text("What to paint").wait_for()
+    assert page.get_by_text("描述画面").count() == 0
+    assert phone.complaints == []
+    page.close()
+
+
+def test_an_error_is_shown(tab: Tab) -> None:
+    tab.page.fill("#prompt textarea", " ")
+    tab.page.click("#paint")
+    tab.page.wait_for_selector("#state [role=alert]")
+    assert "prompt is empty" in tab.page.inner_text("#state")
+
+
+def test_editing_on_the_page(deepgen: Path, browser: Any, tmp_path: Path) -> None:
+    image = tmp_path / "red.png"
+    Image.new("RGB", (64, 64), "red").save(image)
+    with serving("--device", "cpu", "-m", deepgen, "--dtype", "float32") as server:
+        tab = Tab(browser, server.address, viewport={"width": 1280, "height": 900})
+        tab.page.fill("#prompt textarea", "make it blue")
+        tab.page.fill("input[aria-label*='Steps']", "2")
+        tab.page.set_input_files("#images input[type=file]", image)
+        tab.page.wait_for_selector("#images img")
+        tab.page.click("#paint")
+        tab.page.wait_for_selector("#gallery button img")
+        tab.page.locator("#gallery button:has(img)").first.click()
+        tab.page.wait_for_function("document.querySelector('#record').innerText.includes('image')")
+        assert tab.complaints == []
+        tab.page.close()
+
+
+def test_addresses_are_not_opened_for_gradio_either(server: Running) -> None:
+    """Its own way in takes a picture's address; ours does not fetch it."""
+    config = httpx.get(f"{server.address}/page/config").json()
+    painting = next(one for one in config["dependencies"] if len(one["inputs"]) > 10)
+    kinds = {one["id"]: one["type"] for one in config["components"]}
+    data: list[Any] = []
+    for number in painting["inputs"]:
+        picture = {"path": "http://127.0.0.1:9/x.png", "meta": {"_type": "gradio.FileData"}}
+        known = {"gallery": [{"image": picture, "caption": None}], "textbox": "x", "slider": 64}
+        data.append(known.get(kinds[number]))
+    body = {"data": data, "fn_index": painting["id"], "session_hash": "abc", "trigger_id": 1}
+    joined = httpx.post(f"{server.address}/page/gradio_api/queue/join", json=body)
+    assert joined.status_code == 200
+    said = httpx.get(
+        f"{server.address}/page/gradio_api/queue/data", params={"session_hash": "abc"}, timeout=20
+    ).text
+    assert "not opened" in said
+
+
+def test_files_of_the_server_are_not_handed_out(server: Running) -> None:
+    for place in ("/etc/passwd", "/proc/self/environ", os.path.abspath(__file__)):  # noqa: PTH100
+        found = httpx.get(f"{server.address}/page/gradio_api/file={place}")
+        assert found.status_code in {403, 404}, place
+
+
+def test_a_page_behind_a_key(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("0123456789abcdef-key\n")
+    with serving("--device", "cpu", "--api-key-file", keys) as server:
+        asked = httpx.get(f"{server.address}/page/")
+        assert asked.status_code == 401
+        assert asked.headers["www-authenticate"].startswith("Basic")
+        found = httpx.get(f"{server.address}/page/", auth=("me", "0123456789abcdef-key"))
+        assert found.status_code == 200
+        large = io.BytesIO(bytes(65 << 20))
+        upload = httpx.post(
+            f"{server.address}/page/gradio_api/upload", files={"files": large},
+            auth=("me", "0123456789abcdef-key"),
+        )  # fmt: skip
+        assert upload.status_code == 413
