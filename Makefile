@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 NPU := $(abspath $(VENV))/torch_npu
 JOBS ?= 2
 
-.PHONY: install tools test test-slow test-oldest test-ascend check lint types layers docs format bench
+.PHONY: install tools javascript test test-slow test-oldest test-ascend check lint types layers docs format bench
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev,docs,page]"
 	touch $@
 
-test: install tools  ## all tests but the slow ones
+test: install tools javascript  ## all tests but the slow ones
 	$(BIN)/python -m pytest -n $(JOBS)
 
 tools:  ## a browser, a Chinese font, a compiler: from Debian where that is possible; else their tests are skipped or fail
@@ -22,6 +22,11 @@ tools:  ## a browser, a Chinese font, a compiler: from Debian where that is poss
 	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq \
 	  --no-install-recommends chromium fonts-noto-cjk g++ ninja-build python3-dev >/dev/null; } \
 	  || echo "Chromium, g++ or ninja is missing: without Chromium its tests are skipped, without a compiler those of the simulated NPU fail"
+
+javascript: install  ## the images API's JavaScript client, where npm is; else its test is skipped
+	@if command -v npm >/dev/null; then [ -d $(VENV)/node_modules/openai ] \
+	  || npm install --silent --no-audit --no-fund --prefix $(VENV) openai@6.49.0; \
+	else echo "npm is missing: the test of the JavaScript client is skipped"; fi
 
 test-slow: install  ## timings, one after the other
 	$(BIN)/python -m pytest -m slow

@@ -20,7 +20,7 @@ HEAD = "<!-- Written by docs/generate.py from the code; do not edit. -->\n\n"
 COMMANDS = (
     "generate", "edit", "plan", "eval-set", "models", "check", "convert", "pull", "show", "trace",
     "verify determinism", "verify parity", "verify invariance", "verify traces", "report",
-    "rehearse", "doctor",
+    "rehearse", "serve", "doctor",
 )  # fmt: skip
 SIGNALS = [(130, "Ctrl-C (SIGINT)"), (143, "SIGTERM")]
 

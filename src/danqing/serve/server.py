@@ -121,29 +121,51 @@ class _Uvicorn(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 that does not wait for ever for the headers of a first request."""
+    """HTTP/1.1 that does not wait for ever for the headers of a request."""
+
+    _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to count."""
         super().connection_made(transport)
-        self._patience = self.loop.call_later(HEADER_SECONDS, self._give_up)
+        self._count()
+
+    def data_received(self, data: bytes) -> None:
+        """Count while headers are what is being received."""
+        super().data_received(data)
+        self._count()
+
+    def _count(self) -> None:
+        if not self._before_request():
+            self._stop()
+        elif self._patience is None:
+            self._patience = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def _before_request(self) -> bool:
+        cycle: Any = self.cycle
+        return cycle is None or cycle.response_complete
 
     def _give_up(self) -> None:
-        begun: object = self.cycle
-        if begun is None and not self.transport.is_closing():
+        self._patience = None
+        if self._before_request() and not self.transport.is_closing():
             self.transport.close()
+
+    def _stop(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop to count."""
-        self._patience.cancel()
+        self._stop()
         super().connection_lost(exc)
 
 
 def _listen(address: Address) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        # asyncio lets small packets go at once (TCP_NODELAY) only where it is told that this is TCP;
-        # else an answer's end waits 40 ms for the client's acknowledgement of its beginning
+        # asyncio lets small packets go at once (TCP_NODELAY) only where it is told that this is
+        # TCP; else an answer's end waits 40 ms until the client acknowledges its beginning
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address.host, address.port))

@@ -262,9 +262,12 @@ class Service:
         with self._change:
             self._remember(job)
             self._pending[job.client] += 1
-            self._waiting.append(job)
         if job.order.model not in self.specs:
             self._end(job, "failed", RequestError("its model is no longer served"))
+            return
+        with self._change:
+            self._waiting.append(job)
+            self._moved()
 
     def close(self) -> None:
         """Take nothing on, give back what waits, let what runs finish, and close the engines."""
