@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import random
 import socket
 import struct
 import time
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import psutil
 import pytest
 from PIL import Image
 
@@ -64,7 +65,7 @@ def bodies(seed: int, count: int) -> Iterator[tuple[str, bytes, str]]:
 
 def _broken_json(dice: random.Random, _: bytes) -> tuple[str, bytes, str]:
     text = bytearray(b'{"prompt": "a boat", "size": "64x64", "n": 1}')
-    for _ in range(dice.randint(1, 6)):
+    for _time in range(dice.randint(1, 6)):
         where = dice.randrange(len(text))
         if dice.random() < 0.5:
             del text[where]
@@ -149,7 +150,8 @@ async def fire(address: str, seed: int, count: int) -> dict[int, int]:
 
 
 def memory(server: Running) -> int:
-    return int(psutil.Process(server.process.pid).memory_info().rss)
+    pages = Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize(

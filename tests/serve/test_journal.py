@@ -157,12 +157,12 @@ def test_a_poisoned_job_fails_alone() -> None:
     ):
         painter.raises = error
         bad = service.submit(painter.order(), "anna")
-        until(lambda bad=bad: bad.ended)  # type: ignore[misc]
+        until(lambda bad=bad: bad.ended)
         assert bad.state == "failed"
         assert isinstance(bad.error, kind)
         painter.raises = None
         good = service.submit(painter.order(), "anna")
-        until(lambda good=good: good.ended)  # type: ignore[misc]
+        until(lambda good=good: good.ended)
         assert good.state == "done"
     assert painter.closed == 1  # after the unknown one it loads anew
     service.close()

@@ -48,13 +48,15 @@ class Tab:
         self.asked: list[str] = []
         self.page = browser.new_page(**options)
         self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on(
-            "console", lambda said: said.type == "error" and self.complaints.append(said.text)
-        )
+        self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(address)
         self.page.wait_for_selector("#prompt textarea")
         self.page.wait_for_function("document.querySelector('#corner').innerText.includes('cpu')")
+
+    def _said(self, message: Any) -> None:
+        if message.type == "error":
+            self.complaints.append(message.text)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,6 +189,11 @@ def _page() -> Callable[[Any, Any], Any] | None:
     if find_spec("gradio") is None:
         print("danqing: no page: gradio is not installed", file=sys.stderr)
         return None
+    # what is uploaded is nobody else's, and gone at exit; gradio reads this when it is imported
+    home = tempfile.mkdtemp(prefix="danqing-uploads-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = home
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from danqing.serve.page import mount
 
     return mount

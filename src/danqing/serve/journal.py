@@ -55,6 +55,7 @@ class Journal:
         self._lock = threading.Lock()
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch(mode=0o600)  # it holds what people asked for, and their pictures
             self._base = sqlite3.connect(place, check_same_thread=False, isolation_level=None)
             # one process alone: two servers would paint the same jobs
             self._base.execute("PRAGMA locking_mode = EXCLUSIVE")

@@ -7,7 +7,6 @@ import contextlib
 import html
 import io
 import secrets
-import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -93,8 +92,7 @@ class _Shown:
 
 def mount(app: Any, service: Service) -> Any:
     """Put the page on an application; the root leads there."""
-    folder = Path(tempfile.mkdtemp(prefix="danqing-page-"))
-    page = _Page(service, folder)
+    page = _Page(service)
 
     async def home() -> RedirectResponse:
         return RedirectResponse(f"{PATH}/")
@@ -104,9 +102,8 @@ def mount(app: Any, service: Service) -> Any:
 
     app.get("/", include_in_schema=False)(home)
     app.get("/favicon.ico", include_in_schema=False)(icon)
-    app.router.on_shutdown.append(lambda: shutil.rmtree(folder, ignore_errors=True))
     return gr.mount_gradio_app(
-        app, page.blocks(), path=PATH, allowed_paths=[str(folder)], footer_links=[],
+        app, page.blocks(), path=PATH, allowed_paths=[str(page.folder)], footer_links=[],
         max_file_size="40mb", ssr_mode=False, theme=_theme(), css=_CSS, head=_KEYS,
         show_error=True, run_history=False, pwa=False,
     )  # fmt: skip
@@ -115,9 +112,10 @@ def mount(app: Any, service: Service) -> Any:
 class _Page:
     """Makes the page, and answers what is done on it."""
 
-    def __init__(self, service: Service, folder: Path) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._folder = folder
+        self._home = tempfile.TemporaryDirectory(prefix="danqing-page-")  # gone at exit
+        self.folder = Path(self._home.name)
         self._jobs: dict[str, Job] = {}
         self._named: dict[str, Any] = {}
 
@@ -339,7 +337,7 @@ class _Page:
             return [_progress(language, job, event), preview, skip, skip, skip, skip]
         if isinstance(event, Finished):
             self._sweep()
-            path = self._folder / f"{job.id[4:]}-{event.index}.png"
+            path = self.folder / f"{job.id[4:]}-{event.index}.png"
             path.write_bytes(event.picture.data)
             shown.insert(0, _Shown(str(path), dict(event.picture.record)))
             return [skip, skip, [(one.path, one.caption) for one in shown], shown, skip, skip]
@@ -348,7 +346,7 @@ class _Page:
 
     def _sweep(self) -> None:
         """Drop files that are old."""
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                     path.unlink()

@@ -168,7 +168,6 @@ class Worker:
         self.painters: dict[str, Painter] = {}
         self.job: Job | None = None
         self.ready = False
-        self.error: str | None = None
 
     def load(self, listen: Callable[[str, Progress], None]) -> None:
         """Open all engines and read their weights."""
