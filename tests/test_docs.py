@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 from danqing import errors
 from danqing.cli import app
 from danqing.cli.options import flags, setting_names
+from tests.serve.conftest import serving
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTED_SERVER = "http://127.0.0.1:8000"
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if "_build" not in page.parts]
 
@@ -69,7 +71,12 @@ def test_commands_run(page: Path, models: Path) -> None:
 )
 def test_python_runs(page: Path, models: Path) -> None:
     for block in blocks(page, "python"):
-        subprocess.run([sys.executable, "-c", block], check=True, cwd=models)
+        if DOCUMENTED_SERVER not in block:
+            subprocess.run([sys.executable, "-c", block], check=True, cwd=models)
+            continue
+        with serving("--no-page", "--device", "cpu") as server:
+            code = block.replace(DOCUMENTED_SERVER, server.address)
+            subprocess.run([sys.executable, "-c", code], check=True, cwd=models)
 
 
 def test_the_example_of_the_package_runs(models: Path) -> None:

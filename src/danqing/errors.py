@@ -6,7 +6,18 @@ accepted, and `hint` what to do next. The command line prints all four and exits
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Parts(TypedDict, total=False):
+    """What an error says beside what happened; see `DanqingError`."""
+
+    seen: object
+    allowed: str | None
+    hint: str | None
 
 
 class DanqingError(Exception):
@@ -47,24 +58,17 @@ class RequestError(DanqingError):
     """A request, or a command line, asks for something that cannot be.
 
     Args:
-        what: as of every error, like `seen`, `allowed` and `hint`.
+        what: as of every error.
         setting: the name of the setting that is at fault, where it is one.
+        parts: as of every error.
     """
 
     exit_code = 2
     http_status = 400
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        seen: object = None,
-        allowed: str | None = None,
-        hint: str | None = None,
-        setting: str | None = None,
-    ) -> None:
+    def __init__(self, what: str, *, setting: str | None = None, **parts: Unpack[Parts]) -> None:
         """Keep the parts."""
-        super().__init__(what, seen=seen, allowed=allowed, hint=hint)
+        super().__init__(what, **parts)
         self.setting = setting
 
 
@@ -186,24 +190,17 @@ class BusyError(DanqingError):
     """A server has as much to do as it takes on.
 
     Args:
-        what: as of every error, like `seen`, `allowed` and `hint`.
+        what: as of every error.
         retry_after: seconds after which there may be room.
+        parts: as of every error.
     """
 
     exit_code = 11
     http_status = 429
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        seen: object = None,
-        allowed: str | None = None,
-        hint: str | None = None,
-        retry_after: int = 1,
-    ) -> None:
+    def __init__(self, what: str, *, retry_after: int = 1, **parts: Unpack[Parts]) -> None:
         """Keep the parts."""
-        super().__init__(what, seen=seen, allowed=allowed, hint=hint)
+        super().__init__(what, **parts)
         self.retry_after = retry_after
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sqlite3
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -184,24 +185,42 @@ def test_deadlines_waiting_and_running() -> None:
     service.close()
 
 
-def test_a_job_that_cannot_be_kept_is_not_accepted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_cannot_be_kept_is_not_accepted(tmp_path: Path) -> None:
     from tests.serve.fakes import FakePainter, make_service
 
     painter = FakePainter()
     journal = Journal(tmp_path / "jobs.db")
     service = make_service(painter, journal=journal)
 
-    def full(job: Job) -> None:
-        raise sqlite3.OperationalError("disk is full")
-
-    monkeypatch.setattr(journal, "accept", full)
-    with pytest.raises(sqlite3.OperationalError):
-        service.submit(painter.order(), "anna", idempotency="x")
-    monkeypatch.undo()
+    journal._base.execute("PRAGMA max_page_count = 1")  # as on a disk that is full
+    large = painter.order().request.replace(prompt="x" * 8000)
+    with pytest.raises(OutputError, match="cannot be written"):
+        service.submit(replace(painter.order(), request=large), "anna", idempotency="full")
+    assert service.depth == service.running == 0
+    journal._base.execute("PRAGMA max_page_count = 100000")
     job = service.submit(painter.order(), "anna", idempotency="x")
     until(lambda: job.state == "done")
+    kept = journal.by_idempotency("anna", "x")
+    assert kept is not None
+    assert kept.state == "done"
+    service.close()
+
+
+def test_a_picture_that_cannot_be_kept_is_handed_out_all_the_same(tmp_path: Path) -> None:
+    from tests.serve.fakes import FakePainter, make_service
+
+    gate = threading.Event()
+    painter = FakePainter(gate)
+    journal = Journal(tmp_path / "jobs.db")
+    service = make_service(painter, journal=journal)
+    job = service.submit(painter.order(count=8), "anna")
+    until(lambda: service.running == 1)
+    journal._base.execute("PRAGMA max_page_count = 1")
+    gate.set()
+    until(lambda: job.ended)
+    assert job.state == "done"
+    assert len(job.pictures) == 8
+    assert [one.id for one in journal.waiting()] == [job.id]
     service.close()
 
 

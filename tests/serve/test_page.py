@@ -185,23 +185,31 @@ def test_editing_on_the_page(deepgen: Path, browser: Any, tmp_path: Path) -> Non
         tab.page.close()
 
 
-def test_addresses_are_not_opened_for_gradio_either(server: Running) -> None:
-    """Its own way in takes a picture's address; ours does not fetch it."""
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("http://127.0.0.1:9/x.png", "not opened"), ("/etc/hostname", "not in the upload folder")],
+)
+def test_neither_addresses_nor_other_files_are_opened(
+    place: str, said: str, server: Running
+) -> None:
+    """Gradio's own way in takes a picture's address, or a file's name."""
     config = httpx.get(f"{server.address}/page/config").json()
     painting = next(one for one in config["dependencies"] if len(one["inputs"]) > 10)
     kinds = {one["id"]: one["type"] for one in config["components"]}
     data: list[Any] = []
     for number in painting["inputs"]:
-        picture = {"path": "http://127.0.0.1:9/x.png", "meta": {"_type": "gradio.FileData"}}
+        picture = {"path": place, "meta": {"_type": "gradio.FileData"}}
         known = {"gallery": [{"image": picture, "caption": None}], "textbox": "x", "slider": 64}
         data.append(known.get(kinds[number]))
     body = {"data": data, "fn_index": painting["id"], "session_hash": "abc", "trigger_id": 1}
     joined = httpx.post(f"{server.address}/page/gradio_api/queue/join", json=body)
     assert joined.status_code == 200
-    said = httpx.get(
+    answer = httpx.get(
         f"{server.address}/page/gradio_api/queue/data", params={"session_hash": "abc"}, timeout=20
-    ).text
-    assert "not opened" in said
+    )
+    assert '"success":false' in answer.text
+    assert said in answer.text or "Invalid" in answer.text
+    assert not [row for row in server.logs() if row.get("client") == "page-abc"]
 
 
 def test_files_of_the_server_are_not_handed_out(server: Running) -> None:

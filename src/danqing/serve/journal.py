@@ -6,6 +6,7 @@ in one transaction. What was accepted and had not ended is painted after a resta
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
@@ -171,20 +172,23 @@ class Journal:
     def _column(self, query: str, name: str) -> list[bytes]:
         return [value for (value,) in self._base.execute(query, (name,))]
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._base)
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Write all of something or nothing.
 
-
-class _Transaction:
-    def __init__(self, base: sqlite3.Connection) -> None:
-        self._base = base
-
-    def __enter__(self) -> sqlite3.Connection:
-        self._base.execute("BEGIN IMMEDIATE")
-        return self._base
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._base.execute("COMMIT" if kind is None else "ROLLBACK")
+        Raises:
+            OutputError: the disk is full, say.
+        """
+        try:
+            self._base.execute("BEGIN IMMEDIATE")
+            yield self._base
+            self._base.execute("COMMIT")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):  # it may have been rolled back already
+                self._base.execute("ROLLBACK")
+            raise OutputError(
+                "the journal cannot be written", seen=f"{self.place}: {error}"
+            ) from error
 
 
 def _as_row(error: DanqingError) -> dict[str, str | None]:

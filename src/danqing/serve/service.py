@@ -19,6 +19,7 @@ from danqing.errors import (
     DanqingError,
     DeadlineError,
     DoesNotFitError,
+    OutputError,
     RefusedPictureError,
     RequestError,
 )
@@ -565,7 +566,10 @@ class Service:
             self._settle(job)
         job.finished = time.time()
         if self.journal is not None and state != "given back":
-            self._write_end(job, state, error)
+            try:
+                self._write_end(job, state, error)
+            except OutputError:  # its client gets the answer; after a restart it is painted again
+                log.exception("the journal lacks how a job ended", extra=self._about(job))
         job.end(state, error)
         if self.metrics is not None:
             self.metrics.ended(job)
