@@ -136,14 +136,14 @@ class _Routes:
         """Paint pictures from words."""
         data = await request.body()
         self._want(request, _JSON)
-        body = read_body(GenerationBody, _read_json(data), strict=True)
+        body = read_body(GenerationBody, _read_json(data), from_json=True)
         return await self._answer(request, body, [], hashlib.sha256(data).hexdigest())
 
     async def edits(self, request: Request) -> Response:
         """Paint pictures from others and words."""
         self._want(request, "multipart/form-data")
         fields, files = await _read_form(request)
-        body = read_body(EditBody, fields, strict=False)
+        body = read_body(EditBody, fields, from_json=False)
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
         for data in files:
             digest.update(data)

@@ -135,13 +135,13 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def read_body(kind: type[GenerationBody], fields: Any, *, strict: bool) -> GenerationBody:
+def read_body(kind: type[GenerationBody], fields: Any, *, from_json: bool) -> GenerationBody:
     """Return a body.
 
     Args:
         kind: of which request.
         fields: as they came.
-        strict: numbers are numbers, as JSON has them; in a form all are texts.
+        from_json: numbers are numbers there; in a form all are texts.
 
     Raises:
         RequestError: naming the first field that is wrong.
@@ -149,7 +149,7 @@ def read_body(kind: type[GenerationBody], fields: Any, *, strict: bool) -> Gener
     if not isinstance(fields, dict):
         raise RequestError("the body is no JSON object", seen=repr(fields)[:80])
     try:
-        return kind.model_validate(fields, strict=strict)
+        return kind.model_validate(fields, strict=from_json)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
     name = ".".join(str(part) for part in fault["loc"])
