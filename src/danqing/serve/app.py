@@ -214,7 +214,7 @@ class _Routes:
                 pass
 
         async def over() -> None:
-            async for _ in job.follow():
+            async for _ in job.follow(all_of_it=False):
                 pass
 
         waiting = [asyncio.ensure_future(over()), asyncio.ensure_future(gone())]

@@ -124,6 +124,15 @@ class Ended:
 Event: TypeAlias = "Moved | Stepped | Finished | Ended"
 
 
+@dataclass(frozen=True, eq=False)
+class _Follower:
+    """Where to tell what happens."""
+
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[Event]
+    all_of_it: bool
+
+
 @dataclass(eq=False, kw_only=True)
 class Job:
     """One order on its way.
@@ -164,7 +173,7 @@ class Job:
 
     def __post_init__(self) -> None:
         """Begin without anybody who follows it."""
-        self._followers: list[tuple[asyncio.AbstractEventLoop, asyncio.Queue[Event]]] = []
+        self._followers: list[_Follower] = []
         self._lock = threading.Lock()
         self.given_up = threading.Event()
 
@@ -192,14 +201,17 @@ class Job:
                 self.progress = event.progress
             elif isinstance(event, Moved):
                 self.position = event.position
-            for loop, queue in self._followers:
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(queue.put_nowait, event)
+            for one in self._followers:
+                if (one.all_of_it or isinstance(event, Ended)) and not one.loop.is_closed():
+                    one.loop.call_soon_threadsafe(one.queue.put_nowait, event)
 
-    async def follow(self) -> AsyncIterator[Event]:
-        """Yield what is there already and then what happens, until it has ended."""
-        mine: tuple[asyncio.AbstractEventLoop, asyncio.Queue[Event]]
-        mine = (asyncio.get_running_loop(), asyncio.Queue())
+    async def follow(self, *, all_of_it: bool = True) -> AsyncIterator[Event]:
+        """Yield what is there already and then what happens, until it has ended.
+
+        Args:
+            all_of_it: or the end alone: each event wakes the loop's thread, beside the arithmetic.
+        """
+        mine = _Follower(asyncio.get_running_loop(), asyncio.Queue(), all_of_it)
         with self._lock:
             known: list[Event] = [Finished(one, i) for i, one in enumerate(self.pictures)]
             if self.state == "queued":
@@ -210,7 +222,7 @@ class Job:
             for event in known:
                 yield event
             while not over:
-                event = await mine[1].get()
+                event = await mine.queue.get()
                 if isinstance(event, Ended):
                     break
                 yield event
