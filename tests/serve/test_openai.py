@@ -324,6 +324,16 @@ def test_what_is_no_request_of_ours(http: httpx.Client) -> None:
     assert large.status_code == 413
 
 
+def test_a_whole_number_may_have_a_point(http: httpx.Client) -> None:
+    kind = {"content-type": "application/json"}
+    text = b'{"prompt": "a", "size": "64x64", "n": 2.0, "seed": 1e1}'
+    found = http.post("/v1/images/generations", content=text, headers=kind).json()
+    assert [one["record"]["request"]["seed"] for one in found["data"]] == [10, 11]
+    for wrong in (b"1.5", b"1e400", b"1e308"):
+        body = text.replace(b"2.0", wrong)
+        assert http.post("/v1/images/generations", content=body, headers=kind).status_code == 400
+
+
 def test_figures(http: httpx.Client) -> None:
     http.post("/v1/images/generations", json=SMALL)
     text = http.get("/metrics").text

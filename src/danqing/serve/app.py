@@ -312,8 +312,12 @@ def _read_json(data: bytes) -> Any:
     def refuse(name: str) -> float:
         raise ValueError(name)
 
+    def number(text: str) -> float:
+        value = float(text)
+        return int(value) if value.is_integer() else value  # in JSON 5.0 is a whole number, too
+
     try:
-        return json.loads(data.decode(), parse_constant=refuse)
+        return json.loads(data.decode(), parse_constant=refuse, parse_float=number)
     except (ValueError, RecursionError) as error:
         raise RequestError("the body is no JSON", seen=str(error)[:200]) from error
 
