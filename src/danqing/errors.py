@@ -76,6 +76,10 @@ class NoEffectError(RequestError):
     """A setting was given that would change nothing in this model."""
 
 
+class UnknownSettingError(RequestError):
+    """A setting was given that does not exist."""
+
+
 class CheckpointError(DanqingError):
     """The weights on disk cannot be used."""
 

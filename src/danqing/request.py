@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from danqing.errors import RequestError
+from danqing.errors import RequestError, UnknownSettingError
 from danqing.references import Reference, read_references
 from danqing.version import __version__
 
@@ -204,7 +204,7 @@ def _explain(faults: Sequence[ErrorDetails]) -> RequestError:
     seen = repr(fault.get("input"))[:80]
     kind = fault["type"]
     if kind == "extra_forbidden":
-        return RequestError(
+        return UnknownSettingError(
             f"unknown setting {name!r}",
             seen=name,
             allowed=", ".join(Request.model_fields),

@@ -37,8 +37,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     failed = _job()
     for one in (plain, edit, failed):
         journal.accept(one)
-    failed.state, failed.error, failed.finished = "failed", RefusedPictureError("no", seen="x"), 5.0
-    journal.end(failed)
+    journal.end(failed, "failed", RefusedPictureError("no", seen="x"))
     journal.close()
     journal = Journal(place)
     assert [one.id for one in journal.waiting()] == [plain.id, edit.id]
@@ -55,6 +54,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert isinstance(gone.error, RefusedPictureError)
     assert gone.error.seen == "x"
     journal.forget_old()
+    assert journal.job(failed.id) is not None
+    journal.forget_old(older_than=-1)
     assert journal.job(failed.id) is None
     journal.close()
 

@@ -179,7 +179,7 @@ def _check_installed() -> None:
         raise InstallationError(
             "the server's libraries are not installed",
             seen=f"missing: {', '.join(missing)}",
-            hint="pip install 'danqing[serve]'",
+            hint="pip install 'danqing[serve,page]'",
         )
 
 

@@ -17,6 +17,7 @@ from danqing.errors import (
     NoEffectError,
     RefusedPictureError,
     RequestError,
+    UnknownSettingError,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ CODES: dict[type[DanqingError], str] = {
     BrokenPictureError: "broken_picture",
     RefusedPictureError: "moderation_blocked",
     NoEffectError: "no_effect",
+    UnknownSettingError: "unknown_parameter",
     RequestError: "invalid_value",
 }
 _SERVER_FAULT = 500
@@ -48,8 +50,6 @@ def describe_error(error: DanqingError) -> tuple[int, dict[str, Any], dict[str, 
     status = error.http_status
     if setting == "model":
         code, status = "model_not_found", 404
-    elif code == "invalid_value" and error.what.startswith("unknown parameter"):
-        code = "unknown_parameter"
     elif setting == "Idempotency-Key":
         code, status = "idempotency_key_reused", 409
     headers = {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from danqing.errors import RequestError
+from danqing.errors import RequestError, UnknownSettingError
 from danqing.request import MAX_PROMPT_CHARACTERS, MAX_SEED, Request
 from danqing.serve.jobs import Order
 
@@ -155,7 +155,7 @@ def read_body(kind: type[GenerationBody], fields: Any, *, from_json: bool) -> Ge
     name = ".".join(str(part) for part in fault["loc"])
     seen = repr(fault.get("input"))[:80]
     if fault["type"] == "extra_forbidden":
-        raise RequestError(
+        raise UnknownSettingError(
             f"unknown parameter {name!r}", allowed=", ".join(kind.model_fields), setting=name
         )
     if fault["type"] == "missing":

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from danqing.serve.jobs import State
+
 SCHEMA = 1
 KEPT_SECONDS = 24 * 3600.0
 """How long jobs that have ended are kept."""
@@ -101,17 +103,17 @@ class Journal:
                 "UPDATE jobs SET runs = runs + 1, started = ? WHERE id = ?", (job.started, job.id)
             )
 
-    def end(self, job: Job) -> None:
-        """Keep how a job ended, with its pictures."""
+    def end(self, job: Job, state: State, error: DanqingError | None = None) -> None:
+        """Keep how a job ends, with its pictures, before its client is told."""
         rows = [
             (job.id, number, one.output_format, json.dumps(one.record), one.data)
             for number, one in enumerate(job.pictures)
         ]
-        error = None if job.error is None else json.dumps(_as_row(job.error))
+        why = None if error is None else json.dumps(_as_row(error))
         with self._lock, self._transaction() as base:
             base.execute(
                 "UPDATE jobs SET state = ?, finished = ?, error = ? WHERE id = ?",
-                (job.state, job.finished, error, job.id),
+                (state, time.time(), why, job.id),
             )
             base.execute("DELETE FROM images WHERE job = ?", (job.id,))
             base.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?)", rows)

@@ -18,7 +18,6 @@ from danqing.errors import (
     ClosingError,
     DanqingError,
     DeadlineError,
-    DoesNotFitError,
     OutputError,
     RefusedPictureError,
     RequestError,
@@ -168,14 +167,12 @@ class Worker:
         self._openers = dict(openers)
         self.painters: dict[str, Painter] = {}
         self.job: Job | None = None
-        self.ready = False
 
     def load(self, listen: Callable[[str, Progress], None]) -> None:
         """Open all engines and read their weights."""
         for model, opener in self._openers.items():
             painter = self.painters[model] = opener()
             painter.load(lambda progress, model=model: listen(model, progress))  # type: ignore[misc]
-        self.ready = True
 
     def first(self) -> list[Painter]:
         """Return one of its engines, if it has any yet."""
@@ -340,10 +337,7 @@ class Service:
         """Say whether models are loaded and devices compute; one at work does."""
         if self.state != "ready":
             return False
-        return all(
-            worker.ready and (worker.job is not None or self._idle_answers(worker))
-            for worker in self.workers
-        )
+        return all(worker.job is not None or self._idle_answers(worker) for worker in self.workers)
 
     @staticmethod
     def _idle_answers(worker: Worker) -> bool:
@@ -564,10 +558,9 @@ class Service:
             if job.ended:
                 return
             self._settle(job)
-        job.finished = time.time()
         if self.journal is not None and state != "given back":
             try:
-                self._write_end(job, state, error)
+                self.journal.end(job, state, error)
             except OutputError:  # its client gets the answer; after a restart it is painted again
                 log.exception("the journal lacks how a job ended", extra=self._about(job))
         job.end(state, error)
@@ -576,15 +569,6 @@ class Service:
         took = {name: value for name, value in _times(job).items() if value is not None}
         problem = {} if error is None else {"error": type(error).__name__, "what": error.what}
         log.info(state, extra=self._about(job, **took, **problem))
-
-    def _write_end(self, job: Job, state: State, error: DanqingError | None) -> None:
-        assert self.journal is not None  # noqa: S101
-        before = job.state, job.error
-        job.state, job.error = state, error
-        try:
-            self.journal.end(job)
-        finally:
-            job.state, job.error = before
 
     # --- memory of jobs ------------------------------------------------------------------------
 
@@ -659,8 +643,6 @@ def _times(job: Job) -> dict[str, float | None]:
 def _without_frames(error: DanqingError) -> DanqingError:
     """Drop what an error refers to: frames that hold tensors."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
-    if isinstance(error, DoesNotFitError) and "size" not in (error.hint or ""):
-        error.hint = f"{error.hint}; a smaller size" if error.hint else "a smaller size"
     return error
 
 
