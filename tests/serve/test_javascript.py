@@ -22,6 +22,7 @@ MODULE = Path(sys.prefix) / "node_modules" / "openai" / "index.mjs"
     shutil.which("node") is None or not MODULE.is_file(), reason="make javascript needs npm"
 )
 def test_the_javascript_client(pocket_server: Running, deepgen_server: Running) -> None:
+    """Node is no part of danqing: without it the Python client alone stands for the API."""
     script = Path(__file__).with_name("client.mjs")
     ran = subprocess.run(
         ["node", script, MODULE, pocket_server.address, deepgen_server.address],
