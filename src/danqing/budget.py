@@ -242,8 +242,6 @@ def _made_anew(part: Part, stay: Mapping[str, tuple[str, ...]]) -> int:
 def _keeping(found: Arrangement, parts: Mapping[str, Part], work: Work, limit: int) -> Arrangement:
     """Let components that are needed for every picture stay, if there is room for them."""
     for name in ("transformer", "vae"):
-        if found.streamed.get(name) == ():
-            continue  # what is left of it is read again in no time
         held = _held(parts[name], found.streamed)
         peaks = {}
         for stage, peak in found.peaks.items():

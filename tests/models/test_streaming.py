@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import torch
 
 import danqing
 from danqing import devices
+from danqing.budget import Block, Part, Work, streamings
 from danqing.errors import CheckpointDamagedError, DoesNotFitError, RequestError
 from danqing.models import identify, open_model
 from danqing.models.streaming import Ring, units_of
@@ -430,6 +432,58 @@ def test_the_second_picture_of_a_prompt_reads_blocks_alone(
             assert once & set(read) == (once if len(pictures) == 1 else set())
             assert any("transformer_blocks" in name for name in read)
         assert pictures[0] == pictures[2] != pictures[1]
+
+
+@pytest.mark.parametrize("which", ["flux", "deepgen"])
+def test_what_is_left_of_a_streamed_network_stays_where_there_is_room(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    """And from the second run on the next picture's first blocks are there before it begins."""
+    asked: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2}
+    seeds = (1, 2, 1)
+    folder = request.getfixturevalue(which)
+    with danqing.open(folder, device=CPU, placement="streamed") as engine:
+        expected = [engine.generate("a boat", seed=s, **asked).pictures[0] for s in seeds]
+        assert not engine._modules
+    with danqing.open(folder, device=CPU, placement="streamed") as engine:
+        engine.plan = dataclasses.replace(engine.plan, kept=("transformer", "vae"))
+        for number, seen in enumerate(expected):
+            found = engine.generate("a boat", seed=seeds[number], **asked).pictures[0]
+            assert found.pixels_sha256 == seen.pixels_sha256
+            loaded = [cost.component for cost in found.stages if cost.name == "load"]
+            assert ("transformer" in loaded) == (number == 0)
+            assert engine._streaming is not None
+            streamed = engine._streaming.streamed["transformer"]
+            first = streamed._planned[streamed._first].unit.name
+            coming = [streamed._planned[one.index].unit.name for one in streamed._coming]
+            assert coming[:1] == ([first] if number else [])
+        other = engine.generate("a horse", seed=1, **asked).pictures[0]
+        assert other.pixels_sha256 != expected[0].pixels_sha256
+
+
+def test_a_streamed_network_is_kept_if_it_fits_beside_the_others() -> None:
+    size = 100 << 20
+    blocks = tuple(Block(name=f"b.{i}", disk=size, bytes=size, once=False) for i in range(20))
+    parts = {
+        "text_encoder": Part(name="text_encoder", bytes=1 << 20),
+        "transformer": Part(name="transformer", bytes=2100 << 20, blocks=blocks),
+        "vae": Part(name="vae", bytes=50 << 20),
+    }
+    work = Work(
+        stages={name: (part,) for name, part in zip(_STAGES, parts, strict=True)},
+        activations=dict.fromkeys(_STAGES, 10 << 20), flops=dict.fromkeys(_STAGES, 1e9),
+        steps=4, base=0,
+    )  # fmt: skip
+    for limit, kept in ((1024, ("transformer", "vae")), (430, ())):
+        found = next(
+            one
+            for one in streamings(parts, work, limit << 20, None, all_of_it=False)
+            if one.peak <= limit << 20
+        )
+        assert found.kept == kept
+
+
+_STAGES = ("encode", "denoise", "decode")
 
 
 def test_no_int8_where_the_device_has_none(flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:

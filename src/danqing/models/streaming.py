@@ -271,6 +271,7 @@ class Streamed:
         self._lent = False  # the bound unit's tensors lie in the ring
         self._coming: deque[_Coming] = deque()
         self._passes = 1
+        self._runs = 0
         self._hooks: list[RemovableHandle] = []
         self._planned = [self._plan(module, unit) for unit in units]
         self._first = next((i for i, unit in enumerate(units) if not unit.once), 0)
@@ -297,8 +298,12 @@ class Streamed:
         return _Planned(unit, lay_out(spans), spans, layer, parameters, empty, wide)
 
     def expect(self, passes: int) -> None:
-        """Say how often the network will be computed, so that reading goes on from end to start."""
+        """Say how often the network will be computed, so that reading goes on from end to start.
+
+        From the second run on, the first blocks of another are read when the last of one is bound.
+        """
         self._passes = passes
+        self._runs += 1
 
     def stop(self) -> None:
         """Let go of what is there and of what is under way."""
@@ -386,7 +391,7 @@ class Streamed:
         for _ in self._planned:
             index += 1
             if index == len(self._planned):
-                if self._passes <= 1:
+                if self._passes <= 1 and self._runs <= 1:
                     return
                 index = self._first
             planned = self._planned[index]
