@@ -33,11 +33,23 @@ SMALLEST_TILE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """What is streamed together: its name, its bytes on disk and on the device."""
+    """What is streamed together.
+
+    Attributes:
+        name: path in the network.
+        disk: bytes of the file.
+        bytes: in the dtype that computes.
+        wide: bytes that are made of those read, if it is not computed with these.
+        stays: bytes that it takes if it stays while others are streamed: in int8 if that computes,
+            as it is stored if that is less.
+        once: it is needed before the first step only.
+    """
 
     name: str
     disk: int
     bytes: int
+    wide: int
+    stays: int
     once: bool
 
 
@@ -52,8 +64,8 @@ class Part:
         extra: bytes that are needed beside them while it is read whole.
         tables: bytes that stay mapped when it is streamed, and of which next to nothing is used.
         mapped: its pages count when they are used, not when it is opened.
-        widened: its blocks are not computed with the bytes that were read: they are made anew.
-        recoded: its blocks are computed in int8, of which `bytes` are, and stay so if they stay.
+        recoded: its blocks are computed in int8.
+        compact: its blocks take fewer bytes as they are stored, and stay so where they stay.
     """
 
     name: str
@@ -61,8 +73,8 @@ class Part:
     blocks: tuple[Block, ...] = ()
     extra: int = 0
     mapped: bool = False
-    widened: bool = False
     recoded: bool = False
+    compact: bool = False
     tables: int = 0
 
     @property
@@ -229,14 +241,15 @@ def _held(part: Part, stay: Mapping[str, tuple[str, ...]]) -> int:
     if part.name not in stay:
         return part.bytes
     here = set(stay[part.name])
-    return part.rest + sum(block.bytes for block in part.blocks if block.name in here)
+    return part.rest + sum(block.stays for block in part.blocks if block.name in here)
 
 
 def _made_anew(part: Part, stay: Mapping[str, tuple[str, ...]]) -> int:
-    """Return the bytes of the largest block in another form than that in which it was read."""
-    if part.name not in stay or not (part.widened or part.recoded):
+    """Return the bytes of the largest block in other forms than that in which it was read."""
+    if part.name not in stay:
         return 0
-    return max(block.bytes for block in part.blocks)
+    wide = max(block.wide for block in part.blocks)
+    return wide + (max(block.stays for block in part.blocks) if part.recoded else 0)
 
 
 def _keeping(found: Arrangement, parts: Mapping[str, Part], work: Work, limit: int) -> Arrangement:
@@ -261,7 +274,7 @@ def staying(part: Part, work: Work, room: int, rates: Rates | None) -> tuple[str
     reading the others hides behind the arithmetic, if filling memory takes longer than it saves.
     """
     blocks = [block for block in part.blocks if not block.once]
-    each = max(block.bytes for block in blocks)
+    each = max(block.stays for block in blocks)
     most = min(len(blocks), max(0, room // each))
     count = most
     if rates is not None:
@@ -278,7 +291,7 @@ def _seconds(
 ) -> float:
     """Estimate what keeping `count` blocks costs and saves in a run, in seconds."""
     share = count / len(blocks)
-    kept = share * sum(block.bytes for block in blocks)
+    kept = share * sum(block.stays for block in blocks)
     streamed = (1 - share) * sum(block.disk for block in blocks)
     computing = work.flops["denoise"] / rates.matmul_flops / (INT8_SPEED if recoded else 1)
     stall = max(0.0, streamed / rates.read_bytes - HIDDEN * computing)

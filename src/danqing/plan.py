@@ -61,6 +61,7 @@ class PlannedComponent:
         blocks: that are streamed, or stay while others are streamed.
         staying: names of those that stay.
         arithmetic: `int8` if its blocks compute with bytes, else empty.
+        compact: those that stay do so as they are stored, and are widened when they compute.
     """
 
     name: str
@@ -74,6 +75,7 @@ class PlannedComponent:
     blocks: int = 0
     staying: tuple[str, ...] = ()
     arithmetic: str = ""
+    compact: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,7 @@ class Plan:
             if part.placement == "streamed":
                 how = f"streamed, {len(part.staying)} of {part.blocks} blocks stay"
                 how += f" in {part.arithmetic} and compute so" if part.arithmetic else ""
+                how += " as they are stored" if part.compact and part.staying else ""
             reason = f"; {part.reason}" if part.reason else ""
             where = f" on {part.device}" if part.device else ""
             yield f"  {part.name}", f"{size(part.bytes)} {part.dtype}, {how}{where}{reason}"
@@ -451,27 +454,34 @@ class _Fitting:
             return Part(name=component.name, bytes=0)
         recoded = self._int8 and component.name == "transformer"
         itemsize = DTYPES[component.dtype]
+        shared = self._device.shares_host_memory()
+        units = [] if component.name == "vae" else self._model.units(component.name)
+        smaller = sum(disk for _, disk in units) < sum(u.elements for u, _ in units) * itemsize
+        compact = shared and smaller and not recoded
+        widened = component.stored != component.dtype or component.dtype == "float32"
+        as_bytes = recoded and component.stored.startswith("I8")  # these compute as they lie
         blocks = tuple(
             Block(
                 name=unit.name,
                 disk=disk,
-                bytes=unit.elements * (1 if recoded and not unit.once else itemsize),
+                bytes=unit.elements * itemsize,
+                wide=unit.elements * itemsize * (widened and (unit.once or not as_bytes)),
+                stays=unit.elements if recoded else disk if compact else unit.elements * itemsize,
                 once=unit.once,
             )
-            for unit, disk in self._model.units(component.name)
+            for unit, disk in units
         )
-        saved = sum(b.bytes for b in blocks if not b.once) * (itemsize - 1) if recoded else 0
         on_disk = self._model.checkpoint.component(component.name).size_bytes
-        copied = self._device.shares_host_memory() and component.stored != component.dtype
+        copied = shared and component.stored != component.dtype
         return Part(
             name=component.name,
-            bytes=self._model.elements(component.name) * itemsize - saved,
-            blocks=blocks if component.name != "vae" else (),
+            bytes=self._model.elements(component.name) * itemsize,
+            blocks=blocks,
             extra=on_disk if copied else 0,
             mapped=component.mapped,
-            widened=component.stored != component.dtype or component.dtype == "float32",
             tables=self._model.table_elements(component.name) * itemsize if component.mapped else 0,
             recoded=recoded,
+            compact=compact,
         )
 
     @cached_property
@@ -570,6 +580,7 @@ class _Fitting:
             blocks=len(blocks),
             staying=found.streamed[part.name],
             arithmetic="int8" if self.parts[part.name].recoded else "",
+            compact=self.parts[part.name].compact,
         )
 
     def seconds(self, found: Arrangement) -> dict[str, float]:

@@ -135,3 +135,18 @@ def test_a_linear_layer_in_int8(
     assert found.shape == truth.shape
     assert found.dtype is torch.bfloat16
     assert error(found, truth) < 0.02
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["ours", "oneDNN's"])
+def test_a_linear_layer_of_bytes(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored bytes are multiplied as they are: the same bits as their values, which are exact."""
+    here = native.has_int8()
+    monkeypatch.setattr(native, "has_int8", lambda: here and own)
+    whole = torch.randint(-127, 128, (80, 64), generator=RNG, dtype=torch.int8)
+    whole[:, 3] = 127
+    scales = 2.0 ** torch.arange(-8, 8).repeat(5)
+    states, bias = draw(9, 64), draw(80)
+    wide = (whole.float() * scales[:, None]).bfloat16()
+    found = Int8Linear(whole, bias, scales)(states)
+    assert torch.equal(found, Int8Linear(wide, bias)(states))
+    assert error(found, F.linear(states.float(), wide.float(), bias.float())) < 0.02

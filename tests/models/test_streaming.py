@@ -434,6 +434,81 @@ def test_the_second_picture_of_a_prompt_reads_blocks_alone(
         assert pictures[0] == pictures[2] != pictures[1]
 
 
+def _as_int8(flux: Path, place: Path) -> dict[str, object]:
+    from danqing.models.convert import convert
+
+    convert(
+        open_checkpoint(flux), place / "int8", layout="diffusers", dtype="int8",
+        on_bytes=lambda *_: None,
+    )  # fmt: skip
+    return {"place": place / "int8"}
+
+
+@pytest.mark.parametrize("write", [_as_int8, _as_gguf, _as_scaled_fp8], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("stay", ["all", "some"])
+def test_fewer_bits_stay_as_they_lie(
+    write: Callable[[Path, Path], dict[str, Any]], stay: str, flux: Path, tmp_path: Path
+) -> None:
+    """They are widened for each step, and read from the files once."""
+    opening = write(flux, tmp_path)
+    resident = paint(**opening, dtype="bfloat16", count=2)[0].pixels_sha256
+    request = Request(prompt="a boat", seed=3, height=64, width=96, num_inference_steps=3)
+    place = opening.pop("place")
+    with danqing.open(
+        place, device=CPU, dtype="bfloat16", placement="streamed", **opening
+    ) as engine:
+        blocks = [unit.name for unit, _ in engine._model.units("transformer") if not unit.once]
+        names = tuple(blocks if stay == "all" else blocks[::2])
+        engine.plan = dataclasses.replace(
+            engine.plan,
+            kept=("transformer",),
+            components=tuple(
+                dataclasses.replace(part, staying=names, compact=True)
+                if part.name == "transformer"
+                else part
+                for part in engine.plan.components
+            ),
+        )
+        sizes = {unit.name: size for unit, size in engine._model.units("transformer")}
+        found = engine.generate(request).pictures[0]
+        assert engine._streaming is not None
+        streamed = engine._streaming.streamed["transformer"]
+        here = {one.unit.name for one in streamed._planned if one.held is not None}
+        assert here == set(names)
+        passes = {name: 1 if name in names or name not in blocks else 3 for name in sizes}
+        assert streamed.read_bytes == sum(sizes[name] * passes[name] for name in sizes)
+        again = engine.generate(request).pictures[0]
+        assert {one.unit.name for one in streamed._planned if one.held is not None} == set(names)
+    assert found.pixels_sha256 == again.pixels_sha256 == resident
+
+
+def test_bytes_on_disk_are_the_bytes_that_compute(
+    flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights stored in int8 are not quantised a second time."""
+    from danqing.devices import cpu
+    from danqing.devices.native import int8
+    from danqing.processor import cpu_flags
+
+    monkeypatch.setattr(cpu, "_INT8_FLAGS", cpu_flags())
+    given = []
+    make = int8.Int8Linear.__init__
+
+    def watched(layer: Any, weight: Any, bias: Any, scales: Any = None) -> None:
+        given.append((weight.dtype, scales is not None))
+        make(layer, weight, bias, scales)
+
+    monkeypatch.setattr(int8.Int8Linear, "__init__", watched)
+    opening = _as_int8(flux, tmp_path)
+    digests = []
+    for placement in ("auto", "streamed"):
+        given.clear()
+        found = paint(**opening, dtype="bfloat16", quantise="int8", placement=placement)  # type: ignore[arg-type]
+        digests.append(found[0].pixels_sha256)
+        assert set(given[1:]) == {(torch.int8, True)}  # the first asks whether it can
+    assert digests[0] == digests[1]
+
+
 @pytest.mark.parametrize("which", ["flux", "deepgen"])
 def test_what_is_left_of_a_streamed_network_stays_where_there_is_room(
     which: str, request: pytest.FixtureRequest
@@ -463,7 +538,10 @@ def test_what_is_left_of_a_streamed_network_stays_where_there_is_room(
 
 def test_a_streamed_network_is_kept_if_it_fits_beside_the_others() -> None:
     size = 100 << 20
-    blocks = tuple(Block(name=f"b.{i}", disk=size, bytes=size, once=False) for i in range(20))
+    blocks = tuple(
+        Block(name=f"b.{i}", disk=size, bytes=size, wide=0, stays=size, once=False)
+        for i in range(20)
+    )
     parts = {
         "text_encoder": Part(name="text_encoder", bytes=1 << 20),
         "transformer": Part(name="transformer", bytes=2100 << 20, blocks=blocks),

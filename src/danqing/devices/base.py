@@ -112,12 +112,14 @@ class Device(ABC):
         self,
         weight: torch.Tensor,  # noqa: ARG002
         bias: torch.Tensor | None,  # noqa: ARG002
+        scales: torch.Tensor | None = None,  # noqa: ARG002
     ) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """Return a linear layer that computes in int8, or None where there is none.
 
         Args:
             weight: (out, in); not kept.
             bias: (out,), kept; or None.
+            scales: (out,), float32, of a weight that is in int8 already.
         """
         return None
 

@@ -76,14 +76,14 @@ class Cpu(Device):
         return own, tuple(native.kernels())
 
     def int8_linear(
-        self, weight: torch.Tensor, bias: torch.Tensor | None
+        self, weight: torch.Tensor, bias: torch.Tensor | None, scales: torch.Tensor | None = None
     ) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """Return a linear layer in int8, where the processor has products of bytes."""
         if not _INT8_FLAGS & cpu_flags():
             return None
         from danqing.devices.native.int8 import Int8Linear
 
-        return Int8Linear(weight, bias)
+        return Int8Linear(weight, bias, scales)
 
     @contextlib.contextmanager
     def repeating(self) -> Iterator[None]:

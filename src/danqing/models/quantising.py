@@ -10,7 +10,7 @@ import torch
 from danqing.models.streaming import Recoding
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from danqing.devices import Device
 
@@ -25,18 +25,34 @@ def in_int8(device: Device, kept: Collection[str]) -> Recoding:
         device: whose arithmetic it is.
         kept: names of the blocks that keep it, and are not read again.
     """
-    return Recoding(partial(_to_int8, device), _from_int8, kept)
+    return Recoding(_computes_in_int8, partial(_to_int8, device), _from_int8, kept)
 
 
-def _to_int8(device: Device, block: torch.nn.Module) -> set[int]:
-    """Let a block's linear layers compute in int8; return the parameters that does not need."""
+def _computes_in_int8(layer: torch.nn.Module) -> bool:
+    """Say whether a layer is one that the product of bytes is for."""
+    if type(layer) is not torch.nn.Linear:
+        return False
+    return not (layer.in_features % MULTIPLE or layer.out_features % MULTIPLE)
+
+
+def _to_int8(
+    device: Device, block: torch.nn.Module, scales: Mapping[int, torch.Tensor]
+) -> set[int]:
+    """Let a block's linear layers compute in int8; return the parameters that does not need.
+
+    Args:
+        device: whose arithmetic it is.
+        block: with its weights, some of which may be in int8 already.
+        scales: of the rows of these, by the weight's id.
+    """
     gone: set[int] = set()
     for layer in block.modules():
-        if type(layer) is not torch.nn.Linear or not layer.weight.numel():
+        if not isinstance(layer, torch.nn.Linear) or not _computes_in_int8(layer):
             continue
-        if layer.in_features % MULTIPLE or layer.out_features % MULTIPLE:
+        if not layer.weight.numel():
             continue
-        product = device.int8_linear(layer.weight.data, _data(layer.bias))
+        rows = scales.get(id(layer.weight))
+        product = device.int8_linear(layer.weight.data, _data(layer.bias), rows)
         if product is None:
             continue
         vars(layer)["forward"] = product

@@ -105,12 +105,15 @@ class Recoding:
     """Another form that blocks are computed in, made of each when it was read.
 
     Attributes:
-        make: gives a block that form; returns the ids of the parameters not needed any more.
+        takes: says which layers change; their weights may come as bytes, if they lie so.
+        make: gives a block that form; with the scales of the rows of weights that came as bytes,
+            by the parameter's id. Returns the ids of the parameters not needed any more.
         undo: takes it away.
         kept: names of the blocks that keep it, and are not read again.
     """
 
-    make: Callable[[torch.nn.Module], set[int]]
+    takes: Callable[[torch.nn.Module], bool]
+    make: Callable[[torch.nn.Module, Mapping[int, torch.Tensor]], set[int]]
     undo: Callable[[torch.nn.Module], None]
     kept: Collection[str]
 
@@ -171,11 +174,11 @@ class Ring:
 
 @dataclass
 class _Coming:
-    """A unit that is being read, and where its bytes go."""
+    """A unit that is being read, and the memory that its bytes go to."""
 
     index: int
     reading: Reading
-    start: int
+    memory: torch.Tensor
     ready: Future[list[torch.Tensor]] | None = None
 
 
@@ -210,6 +213,13 @@ class Source:
         wide = out.view(found.shape)
         return wide if found.data_ptr() == out.data_ptr() else wide.copy_(found)
 
+    def row_scales(self, tensor: str) -> torch.Tensor | None:
+        """Return a scale for each row of a tensor that is stored in int8, else None."""
+        piece = self.pieces[tensor]
+        if piece.change:
+            return None
+        return self.component.row_scales(piece.source, piece.start, piece.stop)
+
     def wide_bytes(self, tensor: str) -> int:
         """Return the bytes of a tensor that is made of those read; 0 if it is used as it lies."""
         piece, dtype = self.pieces[tensor], self.dtype_of(tensor)
@@ -221,7 +231,14 @@ class Source:
 
 @dataclass
 class _Planned:
-    """A unit with its place in files and in the network."""
+    """A unit with its place in files and in the network.
+
+    Attributes:
+        scales: of the tensors that come as bytes, by number.
+        wide: bytes that are made of each tensor; 0 where it is used as it was read.
+        settled: it has its other form, and keeps it.
+        held: its bytes as they lie in the files, once they were read, if it keeps them.
+    """
 
     unit: Unit
     layout: Layout
@@ -229,8 +246,15 @@ class _Planned:
     module: torch.nn.Module
     parameters: list[torch.Tensor]
     empty: list[torch.Tensor]
+    scales: dict[int, torch.Tensor]
     wide: list[int]
     settled: bool = False
+    held: torch.Tensor | None = None
+
+    @property
+    def here(self) -> bool:
+        """Whether it need not be read any more."""
+        return self.settled or self.held is not None
 
 
 class Streamed:
@@ -250,6 +274,7 @@ class Streamed:
         reader: RangeReader,
         *,
         recoding: Recoding | None = None,
+        holding: Collection[str] = (),
     ) -> None:
         """Watch for the layers that need a unit; nothing is read yet.
 
@@ -260,7 +285,9 @@ class Streamed:
             ring: memory, which may be other networks' too.
             reader: of the files.
             recoding: the form that blocks are computed in, if it is not that of the files.
+            holding: names of the units whose bytes stay as they lie in the files.
         """
+        self._holding = holding
         self._source = source
         self._recoding = recoding
         self._ring = ring
@@ -268,7 +295,7 @@ class Streamed:
         self.waited = 0.0
         self.read_bytes = 0
         self._bound: int | None = None
-        self._lent = False  # the bound unit's tensors lie in the ring
+        self._lent = False  # the bound unit's bytes lie in the ring
         self._coming: deque[_Coming] = deque()
         self._passes = 1
         self._runs = 0
@@ -294,8 +321,23 @@ class Streamed:
         parameters = [_tensor_at(module, name) for name in unit.tensors]
         empty = [parameter.data for parameter in parameters]
         layer = module.get_submodule(unit.name)
-        wide = [self._source.wide_bytes(name) for name in unit.tensors]
-        return _Planned(unit, lay_out(spans), spans, layer, parameters, empty, wide)
+        scales = {} if unit.once else self._scales(module, unit)
+        wide = [
+            0 if number in scales else self._source.wide_bytes(name)
+            for number, name in enumerate(unit.tensors)
+        ]
+        return _Planned(unit, lay_out(spans), spans, layer, parameters, empty, scales, wide)
+
+    def _scales(self, module: torch.nn.Module, unit: Unit) -> dict[int, torch.Tensor]:
+        """Return the scales of the weights that the other form is made of as they lie."""
+        found = {}
+        for number, name in enumerate(unit.tensors):
+            owner, _, leaf = name.rpartition(".")
+            takes = self._recoding is not None and self._recoding.takes(module.get_submodule(owner))
+            scales = self._source.row_scales(name) if takes and leaf == "weight" else None
+            if scales is not None:
+                found[number] = scales
+        return found
 
     def expect(self, passes: int) -> None:
         """Say how often the network will be computed, so that reading goes on from end to start.
@@ -312,7 +354,8 @@ class Streamed:
             coming = self._coming.popleft()
             for one in (coming.ready, coming.reading):
                 _settle(one)
-            self._ring.give_back()
+            if not self._holds(coming.index):
+                self._ring.give_back()
 
     def close(self) -> None:
         """Stop, end the thread that copies, and let go of the network, whose hooks lead here."""
@@ -337,6 +380,20 @@ class Streamed:
         """Put a unit's tensors in their places, and begin to read those that come after it."""
         self._ring.lend(self)
         self._unbind()
+        planned = self._planned[index]
+        if planned.held is None:
+            tensors = self._arrived(index)
+        else:
+            self._read_ahead(index)
+            tensors = self._decoded(index, planned.held)
+        for parameter, tensor in zip(planned.parameters, tensors, strict=True):
+            self._source.device.adopt(tensor)
+            parameter.data = tensor
+        self._bound = index
+        self._lent = planned.held is None
+
+    def _arrived(self, index: int) -> list[torch.Tensor]:
+        """Return a unit's tensors, when they were read."""
         if not self._coming or self._coming[0].index != index:
             self.stop()
             self._begin(index, after=None)
@@ -347,22 +404,25 @@ class Streamed:
             coming.reading.wait()
             self.waited += time.perf_counter() - start
             self.read_bytes += self._planned[index].layout.size
-            tensors = self._decoded(coming) if coming.ready is None else coming.ready.result()
+            ready = coming.ready
+            tensors = self._decoded(index, coming.memory) if ready is None else ready.result()
         except BaseException:
             self.stop()
             raise
-        for parameter, tensor in zip(self._planned[index].parameters, tensors, strict=True):
-            self._source.device.adopt(tensor)
-            parameter.data = tensor
         self._coming.popleft()
-        self._bound = index
-        self._lent = True
+        if self._holds(index):
+            self._planned[index].held = coming.memory
+        return tensors
+
+    def _holds(self, index: int) -> bool:
+        return self._planned[index].unit.name in self._holding
 
     def _recode(self, index: int, recoding: Recoding) -> None:
         """Give the bound block its other form, and its memory in the ring to one that comes."""
         planned = self._planned[index]
         with torch.inference_mode(mode=False), torch.no_grad():
-            gone = recoding.make(planned.module)
+            scales = {id(planned.parameters[i]): one for i, one in planned.scales.items()}
+            gone = recoding.make(planned.module, scales)
             for parameter, empty in zip(planned.parameters, planned.empty, strict=True):
                 parameter.data = empty if id(parameter) in gone else parameter.data.clone()
         self._lent = False
@@ -395,7 +455,7 @@ class Streamed:
                     return
                 index = self._first
             planned = self._planned[index]
-            if planned.settled or (planned.unit.name in kept and index <= bound):
+            if planned.here or (planned.unit.name in kept and index <= bound):
                 continue  # it will have settled by then
             if not self._begin(index, after=bound):
                 return
@@ -403,33 +463,39 @@ class Streamed:
     def _begin(self, index: int, *, after: int | None) -> bool:
         """Start reading a unit, if the ring has room for it; `after` is the one that is bound."""
         planned = self._planned[index]
-        start = self._ring.take(planned.layout.size)
-        if start is None:
-            return False
+        if self._holds(index):
+            memory = self._source.device.staging(planned.layout.size)
+        else:
+            start = self._ring.take(planned.layout.size)
+            if start is None:
+                return False
+            memory = self._ring.bytes[start : start + planned.layout.size]
         last = self._coming[-1].index if self._coming else after
         if last is not None and index <= last:
             self._passes -= 1
-        memory = self._ring.view[start : start + planned.layout.size]
-        coming = _Coming(index, self._reader.start(planned.layout, memory), start)
+        reading = self._reader.start(planned.layout, as_memory(memory))
+        coming = _Coming(index, reading, memory)
         if self._uploader is not None:
             coming.ready = self._uploader.submit(self._upload, coming)
         self._coming.append(coming)
         return True
 
     def _upload(self, coming: _Coming) -> list[torch.Tensor]:
-        with self._source.device.uploading(), torch.no_grad():
-            return self._decoded(coming)
-
-    def _decoded(self, coming: _Coming) -> list[torch.Tensor]:
         coming.reading.wait()
-        planned = self._planned[coming.index]
+        with self._source.device.uploading(), torch.no_grad():
+            return self._decoded(coming.index, coming.memory)
+
+    def _decoded(self, index: int, memory: torch.Tensor) -> list[torch.Tensor]:
+        planned = self._planned[index]
         found = []
-        for name, span, offset, size, place_ in zip(
+        for number, (name, span, first, size, place_) in enumerate(zip(
             planned.unit.tensors, planned.spans, planned.layout.places,
             planned.wide, _places(planned.wide)[0], strict=True,
-        ):  # fmt: skip
-            first = coming.start + offset
-            data = self._ring.bytes[first : first + span.stop - span.start]
+        )):  # fmt: skip
+            data = memory[first : first + span.stop - span.start]
+            if number in planned.scales:
+                found.append(data.view(torch.int8).view(len(planned.scales[number]), -1))
+                continue
             out = None
             if size and self._uploader is None:
                 out = self._wide[place_ : place_ + size].view(self._source.dtype_of(name))
@@ -451,8 +517,9 @@ class Streaming:
         device: where the blocks are computed.
         ring: memory that they are read into.
         reader: of the files.
-        staying: of each component that is streamed, the names of the units that stay; of others,
-            the tensors are read through the ring, and stay.
+        staying: of each component that is streamed, the names of the units that stay in the dtype
+            that computes; of others, the tensors are read through the ring, and stay.
+        holding: of a component, the names of the units that stay as they lie in the files.
         recoding: of a component, the form that its blocks are computed in.
         streamed: by component.
     """
@@ -461,6 +528,7 @@ class Streaming:
     ring: Ring
     reader: RangeReader
     staying: Mapping[str, Collection[str]]
+    holding: Mapping[str, Collection[str]] = field(default_factory=dict)
     recoding: Mapping[str, Recoding] = field(default_factory=dict)
     streamed: dict[str, Streamed] = field(default_factory=dict)
 
@@ -469,8 +537,9 @@ class Streaming:
     ) -> None:
         """Let a network's units come and go."""
         self.streamed[component] = Streamed(
-            module, source, units, self.ring, self.reader, recoding=self.recoding.get(component)
-        )
+            module, source, units, self.ring, self.reader,
+            recoding=self.recoding.get(component), holding=self.holding.get(component, ()),
+        )  # fmt: skip
         setattr(module, _STREAMED, self.streamed[component])
 
     def read(self, component: Component, piece: Piece, dtype: torch.dtype) -> torch.Tensor | None:

@@ -196,6 +196,14 @@ class Component:
             factor = factor[slice(*rows)] if factor.numel() > 1 else factor
         return by_table(data, entry.dtype, shape, factor, dtype or torch.float32, out=out)
 
+    def row_scales(self, name: str, start: int, stop: int) -> torch.Tensor | None:
+        """Return a scale for each of these rows of a matrix that is stored in int8, else None."""
+        entry = self.entries[name]
+        if entry.dtype != "I8" or entry.scale is None or len(entry.shape) != 2:  # noqa: PLR2004
+            return None
+        scales = self._opened[entry.scale.file].read(entry.scale).float().reshape(-1)
+        return scales[start:stop].clone() if scales.numel() > 1 else scales.repeat(stop - start)
+
     def close(self) -> None:
         """Let go of the mapped files; tensors already handed out stay valid."""
         for file in self._opened.values():

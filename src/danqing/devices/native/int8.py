@@ -28,16 +28,21 @@ _PANEL = 64
 class Int8Linear:
     """One layer; keeps a byte for each weight, in the order that the product wants."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, scales: torch.Tensor | None = None
+    ) -> None:
         """Quantise and pack a weight.
 
         Args:
-            weight: (out, in), of any floating-point dtype; multiples of 16.
+            weight: (out, in), multiples of 16; of any floating-point dtype, or int8 with `scales`.
             bias: (out,), or None.
+            scales: (out,), float32: rows of the weight are to be multiplied by them.
         """
         make = _own if native.has_int8() else _of_onednn
         self._bias = None if bias is None else bias.to(torch.bfloat16, copy=True)
-        self._product = make(weight.to(torch.bfloat16).contiguous(), self._bias)
+        if scales is None:
+            weight = weight.to(torch.bfloat16)
+        self._product = make(weight.contiguous(), scales, self._bias)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """Return (..., out) of (..., in), in the dtype that comes in."""
@@ -48,15 +53,16 @@ class Int8Linear:
 
 
 def _own(
-    weight: torch.Tensor, bias: torch.Tensor | None
+    weight: torch.Tensor, scales: torch.Tensor | None, bias: torch.Tensor | None
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     own = native.loaded()
     outputs, inputs = weight.shape
     packed = torch.empty(-(-outputs // _PANEL) * _PANEL * inputs, dtype=torch.int8)
-    scales = torch.empty(outputs)
+    pack = own.danqing_int8_pack if scales is None else own.danqing_int8_pack_bytes
+    scales = torch.empty(outputs) if scales is None else scales.contiguous()
     offsets = torch.empty(outputs, dtype=torch.int32)
     sizes = [ctypes.c_int64(outputs), ctypes.c_int64(inputs)]
-    own.danqing_int8_pack(*map(native.at, (weight, packed, scales, offsets)), *sizes)
+    pack(*map(native.at, (weight, packed, scales, offsets)), *sizes)
 
     def product(whole: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
         out = torch.empty(len(whole), outputs, dtype=torch.bfloat16)
@@ -70,11 +76,12 @@ def _own(
 
 
 def _of_onednn(
-    weight: torch.Tensor, bias: torch.Tensor | None
+    weight: torch.Tensor, scales: torch.Tensor | None, bias: torch.Tensor | None
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    whole_weight, scales = native.quantised(weight, signed=True)
-    packed: Any = torch.ops.onednn.qlinear_prepack(whole_weight, None)
-    zeros = torch.zeros(len(whole_weight), dtype=torch.int64)
+    if scales is None:
+        weight, scales = native.quantised(weight, signed=True)
+    packed: Any = torch.ops.onednn.qlinear_prepack(weight, None)
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
 
     def product(whole: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = torch.ops.onednn.qlinear_pointwise(

@@ -296,6 +296,44 @@ void multiply_some(int rows, const uint8_t* from, int64_t row, const int8_t* wei
   }
 }
 
+// Rows of bytes, which `fill(row, to)` gives, in panels: of each four inputs, those of 64 outputs
+// together. `offsets` are 128 times the sums of each output's numbers.
+template <class Fill>
+void pack(int8_t* to, int32_t* offsets, int64_t outputs, int64_t inputs, const Fill& fill) {
+  const int64_t panels = (outputs + kPanel - 1) / kPanel;
+#pragma omp parallel
+  {
+    std::vector<uint8_t> rows(kPanel * inputs);
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t first = panel * kPanel;
+      const int count = static_cast<int>(std::min<int64_t>(kPanel, outputs - first));
+      for (int r = 0; r < kPanel; ++r) {
+        uint8_t* row = rows.data() + r * inputs;
+        if (r >= count) {
+          std::memset(row, 0, inputs);
+          continue;
+        }
+        fill(first + r, row);
+        __m512i sum = _mm512_setzero_si512();
+        for (int64_t i = 0; i < inputs; i += 16)
+          sum = _mm512_add_epi32(sum, _mm512_cvtepi8_epi32(_mm_loadu_si128(
+                                          reinterpret_cast<const __m128i*>(row + i))));
+        offsets[first + r] = 128 * _mm512_reduce_add_epi32(sum);
+      }
+      int8_t* out = to + first * inputs;
+      const __m512i steps = _mm512_mullo_epi32(
+          _mm512_set1_epi32(static_cast<int>(inputs)),
+          _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+      for (int64_t i = 0; i < inputs; i += 4)
+        for (int part = 0; part < 4; ++part)
+          _mm512_storeu_si512(
+              out + i * kPanel + part * 64,
+              _mm512_i32gather_epi32(steps, rows.data() + part * 16 * inputs + i, 1));
+    }
+  }
+}
+
 #endif
 
 }  // namespace
@@ -425,42 +463,20 @@ void danqing_scale_rows(bf16* states, const float* scales, const bf16* bias, int
 
 #ifdef __AVX512VNNI__
 
-// Weights (outputs, inputs) to int8 with a scale for each output, in panels: of each four inputs,
-// those of 64 outputs together. `offsets` are 128 times the sums of each output's numbers.
+// Weights (outputs, inputs) to int8 with a scale for each output, packed.
 void danqing_int8_pack(const bf16* from, int8_t* to, float* scales, int32_t* offsets,
                        int64_t outputs, int64_t inputs) {
-  const int64_t panels = (outputs + kPanel - 1) / kPanel;
-#pragma omp parallel
-  {
-    std::vector<uint8_t> rows(kPanel * inputs);
-#pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const int64_t first = panel * kPanel;
-      const int count = static_cast<int>(std::min<int64_t>(kPanel, outputs - first));
-      for (int r = 0; r < kPanel; ++r) {
-        uint8_t* row = rows.data() + r * inputs;
-        if (r >= count) {
-          std::memset(row, 0, inputs);
-          continue;
-        }
-        scales[first + r] = quantise_row(from + (first + r) * inputs, row, inputs, 0);
-        __m512i sum = _mm512_setzero_si512();
-        for (int64_t i = 0; i < inputs; i += 16)
-          sum = _mm512_add_epi32(sum, _mm512_cvtepi8_epi32(_mm_loadu_si128(
-                                          reinterpret_cast<const __m128i*>(row + i))));
-        offsets[first + r] = 128 * _mm512_reduce_add_epi32(sum);
-      }
-      int8_t* out = to + first * inputs;
-      const __m512i steps = _mm512_mullo_epi32(
-          _mm512_set1_epi32(static_cast<int>(inputs)),
-          _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-      for (int64_t i = 0; i < inputs; i += 4)
-        for (int part = 0; part < 4; ++part)
-          _mm512_storeu_si512(
-              out + i * kPanel + part * 64,
-              _mm512_i32gather_epi32(steps, rows.data() + part * 16 * inputs + i, 1));
-    }
-  }
+  pack(to, offsets, outputs, inputs, [=](int64_t row, uint8_t* bytes) {
+    scales[row] = quantise_row(from + row * inputs, bytes, inputs, 0);
+  });
+}
+
+// Weights that are bytes already, packed; their scales are left as they are.
+void danqing_int8_pack_bytes(const int8_t* from, int8_t* to, const float*, int32_t* offsets,
+                             int64_t outputs, int64_t inputs) {
+  pack(to, offsets, outputs, inputs, [=](int64_t row, uint8_t* bytes) {
+    std::memcpy(bytes, from + row * inputs, inputs);
+  });
 }
 
 // (tokens, inputs) of bytes around 128, with a scale each, times packed weights, plus a bias.
