@@ -1,7 +1,8 @@
 """A full-size model from a cold page cache to a PNG: danqing and diffusers, one process each.
 
     python benchmarks/real_size.py FOLDER --diffusers       # 34 GB, random weights
-    python benchmarks/full_size.py FOLDER [--only NAME ...] [--size 512] [--times 1] [--json OUT]
+    danqing convert FOLDER FOLDER-int8 --layout diffusers --dtype int8          # 17 GB
+    python benchmarks/full_size.py FOLDER [--int8 FOLDER-int8] [--only NAME ...] [--times 1]
 
     python benchmarks/real_size.py FOLDER --deepgen         # 14 GB
     python benchmarks/full_size.py FOLDER --deepgen [--steps 50]
@@ -68,26 +69,34 @@ def contenders_deepgen(folder: Path, out: Path, size: int, steps: int) -> dict[s
     }
 
 
-def contenders(folder: Path, out: Path, size: int, steps: int) -> dict[str, list[str]]:
-    danqing = [
-        sys.executable, "-m", "danqing", "generate", PROMPT, "-m", str(folder), "--device", "cpu",
-        "--dtype", "bfloat16", "--size", f"{size}x{size}", "--steps", str(steps), "--seed", "1",
-        "--overwrite", "--quiet", "-o", str(out),
-    ]  # fmt: skip
-    script = [str(folder), str(out), str(size), str(steps), PROMPT]
-    return {
-        "danqing": danqing,
-        "danqing --memory 4GiB": [*danqing, "--memory", "4GiB"],
-        "danqing --quantise int8": [*danqing, "--quantise", "int8"],
-        "danqing --quantise int8 --memory 4GiB": [
-            *danqing,
-            "--quantise",
-            "int8",
-            "--memory",
-            "4GiB",
-        ],
-        "diffusers": [sys.executable, "-c", DIFFUSERS, *script],
+def contenders(
+    folder: Path, out: Path, size: int, steps: int, converted: Path | None
+) -> dict[str, list[str]]:
+    def danqing(place: Path, *more: str) -> list[str]:
+        return [
+            sys.executable, "-m", "danqing", "generate", PROMPT, "-m", str(place), "--device",
+            "cpu", "--dtype", "bfloat16", "--size", f"{size}x{size}", "--steps", str(steps),
+            "--seed", "1", "--overwrite", "--quiet", "-o", str(out), *more,
+        ]  # fmt: skip
+
+    int8, small = ("--quantise", "int8"), ("--memory", "4GiB")
+    found = {
+        "danqing": danqing(folder),
+        "danqing --memory 4GiB": danqing(folder, *small),
+        "danqing --quantise int8": danqing(folder, *int8),
+        "danqing --quantise int8 --memory 4GiB": danqing(folder, *int8, *small),
     }
+    if converted is not None:
+        found |= {
+            "converted to int8: danqing": danqing(converted),
+            "converted to int8: danqing --memory 4GiB": danqing(converted, *small),
+            "converted to int8: danqing --quantise int8": danqing(converted, *int8),
+            "converted to int8: danqing --quantise int8 --memory 4GiB": danqing(
+                converted, *int8, *small
+            ),
+        }
+    script = [str(folder), str(out), str(size), str(steps), PROMPT]
+    return {**found, "diffusers": [sys.executable, "-c", DIFFUSERS, *script]}
 
 
 def drop_from_cache(folder: Path) -> None:
@@ -120,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--int8", type=Path, help="the same, converted to int8")
     parser.add_argument("--deepgen", action="store_true", help="the folder is a DeepGen-1.0")
     parser.add_argument("--steps", type=int, help="4; of DeepGen-1.0 50")
     parser.add_argument("--times", type=int, default=1)
@@ -129,13 +139,16 @@ def main() -> None:
     found: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for turn in range(options.times):
-            of = contenders_deepgen if options.deepgen else contenders
             steps = options.steps or (50 if options.deepgen else 4)
-            rows = of(options.folder, Path(scratch) / "out.png", options.size, steps)
+            given = (options.folder, Path(scratch) / "out.png", options.size, steps)
+            rows = (
+                contenders_deepgen(*given) if options.deepgen else contenders(*given, options.int8)
+            )
             for name, command in rows.items():
                 if options.only and name not in options.only:
                     continue
-                drop_from_cache(options.folder)
+                for folder in filter(None, (options.folder, options.int8)):
+                    drop_from_cache(folder)
                 found.setdefault(name, []).append(run(command))
                 seconds, peak = found[name][-1]
                 print(

@@ -59,6 +59,7 @@ class Part:
 
     Attributes:
         name: of the component.
+        disk: bytes of its files that are read.
         bytes: of all its weights where they are computed.
         blocks: what of it can be streamed, in order.
         extra: bytes that are needed beside them while it is read whole.
@@ -69,6 +70,7 @@ class Part:
     """
 
     name: str
+    disk: int
     bytes: int
     blocks: tuple[Block, ...] = ()
     extra: int = 0

@@ -1,4 +1,4 @@
-"""Small tables that are kept between runs, in the user's cache folder."""
+"""What is kept between runs in the user's cache folder: small tables, and compiled code."""
 
 from __future__ import annotations
 
@@ -12,11 +12,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+
 
 def cache_folder() -> Path:
     """Return the folder; it need not exist."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser() / "danqing"
+
+
+def keep_compiled(default: str) -> None:
+    """Let torch.compile keep its results here, not where they are gone when the machine restarts.
+
+    Args:
+        default: the folder that torch takes by itself; one that the user named in
+            TORCHINDUCTOR_CACHE_DIR is left as it is.
+    """
+    if os.environ.get(_COMPILED, default) == default:
+        os.environ[_COMPILED] = str(cache_folder() / "compiled")
 
 
 def read_table(place: Path) -> dict[str, object]:

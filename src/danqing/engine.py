@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from danqing.models.base import Model, ModelSpec
+    from danqing.models.compiling import CompileClock
     from danqing.models.prompt_cache import PromptCache
     from danqing.models.streaming import Streaming
     from danqing.request import Inside, Listener, Probe
@@ -560,7 +561,8 @@ class Engine:
         try:
             repeats = name in ("encode", "denoise")
             same = self._device.repeating() if repeats else contextlib.nullcontext()
-            with torch.no_grad() if loads else torch.inference_mode(), self._kernels(), same:
+            gradless = torch.no_grad() if loads else torch.inference_mode()
+            with gradless, self._kernels(), same, self._compile_clock() as clock:
                 yield
                 for device in (self._device, *self._places.values()):
                     device.synchronize()
@@ -584,8 +586,17 @@ class Engine:
                 pictures=pictures,
                 steps=steps,
                 component=component,
+                compile_seconds=clock.seconds if clock else 0.0,
             )
         )
+
+    def _compile_clock(self) -> contextlib.AbstractContextManager[CompileClock | None]:
+        """Count what is spent compiling, if anything may be."""
+        if self.plan.compiled == "off":
+            return contextlib.nullcontext()
+        from danqing.models.compiling import clocked
+
+        return clocked()
 
     def _translate(self, error: BaseException, stage: str) -> None:
         """Raise what an error of the device's own software means; return if it is none."""
@@ -657,7 +668,9 @@ class Engine:
 
             fuse(module, {name: self._device.fused[name] for name in self.plan.fused})
         if name == "transformer" and self.plan.compiled != "off":
-            module.compile_repeated_blocks(backend=self._device.compiler(self.plan.compiled))
+            from danqing.models.compiling import compile_blocks
+
+            compile_blocks(module, self._device.compiler(self.plan.compiled))
         return module
 
     def _open_streaming(self) -> Streaming | None:

@@ -451,7 +451,7 @@ class _Fitting:
 
     def _part(self, component: PlannedComponent) -> Part:
         if component.device:
-            return Part(name=component.name, bytes=0)
+            return Part(name=component.name, disk=0, bytes=0)
         recoded = self._int8 and component.name == "transformer"
         itemsize = DTYPES[component.dtype]
         shared = self._device.shares_host_memory()
@@ -475,6 +475,7 @@ class _Fitting:
         copied = shared and component.stored != component.dtype
         return Part(
             name=component.name,
+            disk=on_disk,
             bytes=self._model.elements(component.name) * itemsize,
             blocks=blocks,
             extra=on_disk if copied else 0,
@@ -595,7 +596,7 @@ class _Fitting:
             if stage == "denoise":
                 seconds[stage] = self._denoising(found, computing, rates)
             else:
-                reading = sum(self.parts[name].bytes for name in names) / rates.read_bytes
+                reading = sum(self.parts[name].disk for name in names) / rates.read_bytes
                 streamed = any(name in found.streamed for name in names)
                 seconds[stage] = max(computing, reading) if streamed else computing + reading
         return seconds
@@ -604,7 +605,7 @@ class _Fitting:
         part = self.parts["transformer"]
         once = sum(block.disk for block in part.blocks if block.once)
         if part.name not in found.streamed:
-            return part.bytes / rates.read_bytes + self._work.steps * computing
+            return part.disk / rates.read_bytes + self._work.steps * computing
         cost = budget.READ_COST
         if part.recoded:
             computing /= budget.INT8_SPEED

@@ -260,6 +260,7 @@ class StageCost:
         steps: denoising steps inside, 0 in the other stages.
         component: which was read, in the stage `load`.
         reused: the stage was not run: its result for the same prompt was still there.
+        compile_seconds: of its seconds, what torch.compile took.
     """
 
     name: StageName
@@ -269,6 +270,7 @@ class StageCost:
     steps: int = 0
     component: str = ""
     reused: bool = False
+    compile_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -543,9 +543,9 @@ def test_a_streamed_network_is_kept_if_it_fits_beside_the_others() -> None:
         for i in range(20)
     )
     parts = {
-        "text_encoder": Part(name="text_encoder", bytes=1 << 20),
-        "transformer": Part(name="transformer", bytes=2100 << 20, blocks=blocks),
-        "vae": Part(name="vae", bytes=50 << 20),
+        "text_encoder": Part(name="text_encoder", disk=1 << 20, bytes=1 << 20),
+        "transformer": Part(name="transformer", disk=2100 << 20, bytes=2100 << 20, blocks=blocks),
+        "vae": Part(name="vae", disk=50 << 20, bytes=50 << 20),
     }
     work = Work(
         stages={name: (part,) for name, part in zip(_STAGES, parts, strict=True)},

@@ -600,10 +600,14 @@ class Printer:
 
 def _costs(picture: Picture) -> str:
     seconds: dict[str, float] = {}
-    steps = 0
+    steps, compiling = 0, 0.0
     for cost in picture.stages:
         seconds[cost.name] = seconds.get(cost.name, 0.0) + cost.seconds
         steps += cost.steps
+        compiling += cost.compile_seconds
     parts = [f"{name} {spent:.2f} s" for name, spent in seconds.items()]
-    each = f" ({seconds.get('denoise', 0.0) / steps:.3f} s/step)" if steps else ""
+    each = ""
+    if steps:
+        each = f"{(seconds.get('denoise', 0.0) - compiling) / steps:.3f} s/step"
+        each = f" ({each}, and {compiling:.1f} s compiling)" if compiling else f" ({each})"
     return ", ".join(part + each * part.startswith("denoise") for part in parts)
