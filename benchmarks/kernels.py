@@ -3,7 +3,8 @@
     python benchmarks/kernels.py [--size 512] [--times 7]
 
 Seconds are the least of some runs that alternate; errors are relative to float32, or to float64.
-What is called is what danqing calls; where the processor has no such kernel a row is left out.
+What is called is what danqing calls, but for layers that are joined; where the processor has no
+such kernel a row is left out.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def rows(size: int) -> Iterator[Row]:
     if native.available(cpu_flags()):
         yield from computing(tokens)
     yield from int8(tokens)
+    yield from joined(tokens)
     yield from widening()
 
 
@@ -106,6 +108,20 @@ def int8(tokens: int) -> Iterator[Row]:
             "packing its weights, against oneDNN's",
             partial(Int8Linear, weight, None),
             partial(pack_by_onednn, weight),
+            None,
+        )
+
+
+def joined(tokens: int) -> Iterator[Row]:
+    """Layers of the same input as one product; danqing computes them apart."""
+    states = draw(tokens, WIDTH)
+    for name, outputs in (("query, key, value", ()), ("and the first of the MLP", (INNER,))):
+        weights = [draw(size, WIDTH) for size in (WIDTH, WIDTH, WIDTH, *outputs)]
+        whole = torch.cat(weights)
+        yield (
+            f"{name} as one product, {tokens} tokens",
+            partial(F.linear, states, whole),
+            partial(lambda weights: [F.linear(states, one) for one in weights], weights),
             None,
         )
 

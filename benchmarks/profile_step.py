@@ -5,12 +5,14 @@
 
 Products and attention are timed where they are called; the rest is the difference. Beside it the
 rate that the largest of these products reaches alone, again and again on the same numbers: what no
-order of layers and no fusion can exceed.
+order of layers and no fusion can exceed; and the rate of the processor's registers, which no
+product can exceed.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -20,6 +22,8 @@ import step as one_step
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
+
+from danqing.processor import compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +70,21 @@ def best_rate(tokens: int) -> float:
     return 2 * tokens * weight.numel() / least
 
 
+def register_rates() -> dict[str, float]:
+    """Return the operations a second that registers reach; empty where there is no such product."""
+    library = compiled(Path(__file__).with_name("peak.cpp"))
+    found: dict[str, float] = {}
+    for kind in ("bf16", "int8") if library else ():
+        run = getattr(library, f"danqing_peak_{kind}")
+        run.restype, run.argtypes = ctypes.c_double, [ctypes.c_int64]
+        run(1_000_000)
+        start = time.perf_counter()
+        operations = run(50_000_000)
+        if operations:
+            found[kind] = operations / (time.perf_counter() - start)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -104,6 +123,8 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     tokens = (options.size // 16) ** 2 + 256
     print(f"\nthe largest product alone: {best_rate(tokens) / 1e12:.2f} TFLOP/s")
+    for kind, rate in register_rates().items():
+        print(f"registers alone, {kind}: {rate / 1e12:.2f} T/s")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CONTENDERS = ("diffusers", "danqing", "danqing int8", "torchao int8", "openvino")
+CONTENDERS = (
+    "diffusers", "danqing", "danqing --compile inductor", "danqing int8", "torchao int8",
+    "openvino",
+)  # fmt: skip
 REFERENCE = "reference"
 VELOCITY = "velocity"
 
@@ -105,7 +108,9 @@ def step_of_openvino(folder: Path, size: int) -> Callable[[], Any]:
     return lambda: torch.from_numpy(compiled(arrays)[0])
 
 
-def step_of_danqing(folder: Path, size: int, *, int8: bool = False) -> Callable[[], Any]:
+def step_of_danqing(
+    folder: Path, size: int, *, int8: bool = False, compile_with: str = "off"
+) -> Callable[[], Any]:
     import torch
 
     from danqing.engine import Engine
@@ -115,7 +120,7 @@ def step_of_danqing(folder: Path, size: int, *, int8: bool = False) -> Callable[
     request = Request(prompt="a", height=size, width=size, num_inference_steps=100)
     engine = Engine.open(
         folder, device="cpu", dtype="bfloat16", quantise="int8" if int8 else "off",
-        planned_for=request,
+        compile_with=compile_with, planned_for=request,
     )  # fmt: skip
     given = inputs(size, torch.bfloat16)
     network = engine._load(["transformer"], [], None)["transformer"]
@@ -150,6 +155,9 @@ STEPS: dict[str, Callable[[Path, int], Callable[[], Any]]] = {
     REFERENCE: lambda folder, size: step_of_diffusers(folder, size, "float32"),
     "diffusers": step_of_diffusers,
     "danqing": step_of_danqing,
+    "danqing --compile inductor": lambda folder, size: step_of_danqing(
+        folder, size, compile_with="inductor"
+    ),
     "danqing int8": lambda folder, size: step_of_danqing(folder, size, int8=True),
     "torchao int8": step_of_torchao,
     "openvino": step_of_openvino,

@@ -613,8 +613,10 @@ class _Fitting:
         staying = set(found.streamed[part.name])
         stay = sum(block.disk for block in part.blocks if block.name in staying)
         coming = sum(block.disk for block in part.blocks) - once - stay
-        each = max(computing + coming * cost, coming / rates.read_bytes)
-        return once / rates.read_bytes + stay / rates.fill_bytes + self._work.steps * each
+        later = max(computing + coming * cost, coming / rates.read_bytes)
+        # in the first step the layers that are needed once, and what stays, are read as well
+        first = max(computing + (coming + once) * cost, (coming + once + stay) / rates.read_bytes)
+        return stay / rates.fill_bytes + first + (self._work.steps - 1) * later
 
 
 def _in_words(request: Request, pictures: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -423,7 +424,8 @@ def test_the_second_picture_of_a_prompt_reads_blocks_alone(
 
     monkeypatch.setattr(Streamed, "_begin", watched)
     with danqing.open(request.getfixturevalue(which), device=CPU, placement="streamed") as engine:
-        once = {unit.name for unit, _ in engine._model.units("transformer") if unit.once}
+        units = engine._model.units("transformer")
+        once = {unit.name for unit, _ in units if unit.once}
         pictures = []
         for seed in (1, 2, 1):
             read.clear()
@@ -431,6 +433,10 @@ def test_the_second_picture_of_a_prompt_reads_blocks_alone(
             pictures.append(found.pictures[0].pixels_sha256)
             assert once & set(read) == (once if len(pictures) == 1 else set())
             assert any("transformer_blocks" in name for name in read)
+            # nothing is read in vain: what is needed once one time, blocks once for each step
+            mine = [name for name in read if name in {unit.name for unit, _ in units}]
+            assert set(Counter(mine).values()) <= {1, 2}
+            assert {name for name, count in Counter(mine).items() if count == 1} <= once
         assert pictures[0] == pictures[2] != pictures[1]
 
 
@@ -529,7 +535,7 @@ def test_what_is_left_of_a_streamed_network_stays_where_there_is_room(
             assert ("transformer" in loaded) == (number == 0)
             assert engine._streaming is not None
             streamed = engine._streaming.streamed["transformer"]
-            first = streamed._planned[streamed._first].unit.name
+            first = next(one.unit.name for one in streamed._planned if not one.unit.once)
             coming = [streamed._planned[one.index].unit.name for one in streamed._coming]
             assert coming[:1] == ([first] if number else [])
         other = engine.generate("a horse", seed=1, **asked).pictures[0]

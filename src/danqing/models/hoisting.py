@@ -2,19 +2,23 @@
 
 The layers that modulate a transformer's blocks (adaLN, https://arxiv.org/abs/2212.09748) see the
 timestep and the pooled prompt, never the picture. In FLUX.1 they hold 3.2 of 11.9 billion
-parameters. Run before the loop, each is read once for a request and not once for every step, and
-need not be in memory during the loop at all. Each is called as in the loop, with one step's input
-at a time, so the numbers are the same bit for bit.
+parameters. Run for all steps together, each is read once for a request and not once for every step,
+and need not be in memory during the loop at all. Where blocks are streamed, those of a block run
+before it does for the first time, so that reading them hides behind the arithmetic. Each is called
+as in the loop, with one step's input at a time, so the numbers are the same bit for bit.
 """
 
 from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from danqing.models.streaming import block_of, streamed_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,14 +40,21 @@ class Hoisted:
 class _Stored(nn.Module):
     """Stands in a layer's place and gives what the layer gave for this step."""
 
-    def __init__(self, values: Sequence[torch.Tensor]) -> None:
+    def __init__(self, values: list[torch.Tensor]) -> None:
+        """Take what the layer gave at each step; nothing where that comes before the first."""
         super().__init__()
-        self.values = list(values)
+        self.values = values
+        self.now = values[0].clone() if values else torch.empty(0)
+
+    def fill(self, values: list[torch.Tensor]) -> None:
+        """Take what the layer gave at each step, in the first."""
+        self.values = values
         self.now = values[0].clone()
 
     def at(self, step: int) -> None:
         """Give what belongs to a step, counted from 0; in memory that stays where it is."""
-        self.now.copy_(self.values[step])
+        if self.values:
+            self.now.copy_(self.values[step])
 
     def forward(self, first: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         if len(first) != len(self.now):
@@ -76,13 +87,19 @@ def hoisted(
         What is to be called with the number of each step before it, counted from 0.
     """
     embedded = [embed(step) for step in range(steps)]
-    if not _knows(kept, transformer, layers, embedded):
-        seen = [nn.functional.silu(one) for one in embedded]
-        kept.values = [[transformer.get_submodule(name)(one) for one in seen] for name in layers]
-        kept.embedded = torch.stack(embedded)
+    known = _knows(kept, transformer, layers, embedded)
+    if not known:
+        kept.embedded, kept.values = None, [[] for _ in layers]
     stand_ins = [_Stored(of_layer) for of_layer in [embedded, *kept.values]]
     names = [embedder, *layers]
     originals = [_exchange(transformer, n, s) for n, s in zip(names, stand_ins, strict=True)]
+    streamed = streamed_part(transformer)
+    if streamed is not None:
+        streamed.expect(steps, once=not known)
+    watches = []
+    if not known:
+        run = partial(_run, originals[1:], stand_ins[1:], embedded, kept)
+        watches = _distribute(transformer, layers, run, by_block=streamed is not None)
 
     def at(step: int) -> None:
         for one in stand_ins:
@@ -91,8 +108,56 @@ def hoisted(
     try:
         yield at
     finally:
+        for watch in watches:
+            watch.remove()
         for name, original in zip(names, originals, strict=True):
             _exchange(transformer, name, original)
+
+
+def _run(
+    layers: Sequence[nn.Module],
+    stand_ins: Sequence[_Stored],
+    embedded: Sequence[torch.Tensor],
+    kept: Hoisted,
+    chosen: Sequence[int],
+) -> None:
+    """Compute some of the layers for all steps; when none is left, they can be taken again."""
+    for number in chosen:
+        values = kept.values[number]
+        values[:] = [layers[number](nn.functional.silu(one)) for one in embedded]
+        stand_ins[number].fill(values)
+    if all(kept.values):
+        kept.embedded = torch.stack([*embedded])
+
+
+def _distribute(
+    transformer: nn.Module,
+    layers: Sequence[str],
+    run: Callable[[Sequence[int]], None],
+    *,
+    by_block: bool,
+) -> list[Any]:
+    """Run all layers now, or those of each block before it; return what is to be taken back."""
+    numbers: dict[str, list[int]] = {"": []}
+    for number, name in enumerate(layers):
+        block = block_of(transformer, name) if by_block else ""
+        numbers.setdefault(block, []).append(number)
+    run(numbers.pop(""))
+    return [
+        _before_first(transformer.get_submodule(block), partial(run, chosen))
+        for block, chosen in numbers.items()
+    ]
+
+
+def _before_first(block: nn.Module, run: Callable[[], None]) -> Any:
+    """Run something before a block is computed for the first time, and before it is read."""
+
+    def hook(*_: Any) -> None:
+        watch.remove()
+        run()
+
+    watch = block.register_forward_pre_hook(hook, prepend=True)
+    return watch
 
 
 def _knows(

@@ -57,21 +57,31 @@ class Unit:
 
 
 def units_of(module: torch.nn.Module, once: Sequence[str] = ()) -> list[Unit]:
-    """Return what can be streamed of a network: the layers needed once, then its blocks in order.
+    """Return what can be streamed of a network, in the order in which it is needed.
 
     Blocks are the elements of the outermost lists of layers; what lies outside of them is small.
+    Before each are the layers inside it that are needed once; first of all, those outside.
 
     Args:
         module: the network.
         once: paths of layers that are needed once in a run.
     """
-    early = {name: _tensors(module.get_submodule(name), name) for name in once}
-    units = [_unit(name, tensors, once=True) for name, tensors in early.items()]
-    taken = {tensor for unit in units for tensor in unit.tensors}
+    early: dict[str, list[Unit]] = {}
+    for name in once:
+        unit = _unit(name, _tensors(module.get_submodule(name), name), once=True)
+        early.setdefault(block_of(module, name), []).append(unit)
+    taken = {tensor for units in early.values() for unit in units for tensor in unit.tensors}
+    found = early.get("", [])
     for name, block in _blocks(module):
         tensors = _tensors(block, name)
-        units.append(_unit(name, {n: c for n, c in tensors.items() if n not in taken}))
-    return units
+        own = {n: count for n, count in tensors.items() if n not in taken}
+        found = [*found, *early.get(name, ()), _unit(name, own)]
+    return found
+
+
+def block_of(module: torch.nn.Module, layer: str) -> str:
+    """Return the path of the block that a layer lies in; empty if it lies in none."""
+    return next((name for name, _ in _blocks(module) if layer.startswith(f"{name}.")), "")
 
 
 def _unit(name: str, tensors: Mapping[str, int], *, once: bool = False) -> Unit:
@@ -301,7 +311,8 @@ class Streamed:
         self._runs = 0
         self._hooks: list[RemovableHandle] = []
         self._planned = [self._plan(module, unit) for unit in units]
-        self._first = next((i for i, unit in enumerate(units) if not unit.once), 0)
+        self._once = True  # layers that are needed once are among what comes
+        self._latest: int | None = None  # what was bound last in this run
         # widened tensors have memory of their own, the same for each block: theirs would be torn to
         # pieces by what is kept between blocks, and never be large enough again
         own_memory = source.device.shares_host_memory()
@@ -339,12 +350,18 @@ class Streamed:
                 found[number] = scales
         return found
 
-    def expect(self, passes: int) -> None:
+    def expect(self, passes: int, *, once: bool) -> None:
         """Say how often the network will be computed, so that reading goes on from end to start.
 
         From the second run on, the first blocks of another are read when the last of one is bound.
+
+        Args:
+            passes: how often.
+            once: the layers that are needed once will be computed, too.
         """
         self._passes = passes
+        self._once = once
+        self._latest = None
         self._runs += 1
 
     def stop(self) -> None:
@@ -381,6 +398,8 @@ class Streamed:
         self._ring.lend(self)
         self._unbind()
         planned = self._planned[index]
+        if self._latest is not None and index <= self._latest:
+            self._once = False
         if planned.held is None:
             tensors = self._arrived(index)
         else:
@@ -389,14 +408,14 @@ class Streamed:
         for parameter, tensor in zip(planned.parameters, tensors, strict=True):
             self._source.device.adopt(tensor)
             parameter.data = tensor
-        self._bound = index
+        self._bound = self._latest = index
         self._lent = planned.held is None
 
     def _arrived(self, index: int) -> list[torch.Tensor]:
         """Return a unit's tensors, when they were read."""
         if not self._coming or self._coming[0].index != index:
             self.stop()
-            self._begin(index, after=None)
+            self._begin(index, after=self._latest)
         self._read_ahead(index)
         coming = self._coming[0]
         start = time.perf_counter()
@@ -453,10 +472,13 @@ class Streamed:
             if index == len(self._planned):
                 if self._passes <= 1 and self._runs <= 1:
                     return
-                index = self._first
+                index = 0
             planned = self._planned[index]
-            if planned.here or (planned.unit.name in kept and index <= bound):
+            again = index <= bound  # in the pass after this one
+            if planned.here or (planned.unit.name in kept and again):
                 continue  # it will have settled by then
+            if planned.unit.once and (again or not self._once):
+                continue
             if not self._begin(index, after=bound):
                 return
 
@@ -473,6 +495,7 @@ class Streamed:
         last = self._coming[-1].index if self._coming else after
         if last is not None and index <= last:
             self._passes -= 1
+            self._once = False
         reading = self._reader.start(planned.layout, as_memory(memory))
         coming = _Coming(index, reading, memory)
         if self._uploader is not None:
@@ -596,8 +619,7 @@ def _settle(one: Any) -> None:
         one.wait() if hasattr(one, "wait") else one.result()
 
 
-def expect_passes(module: torch.nn.Module, passes: int) -> None:
-    """Say how often a network will be computed, if it is one that is streamed."""
-    streamed: Streamed | None = getattr(module, _STREAMED, None)
-    if streamed is not None:
-        streamed.expect(passes)
+def streamed_part(module: torch.nn.Module) -> Streamed | None:
+    """Return what comes and goes of a network, if it is one that is streamed."""
+    found: Streamed | None = getattr(module, _STREAMED, None)
+    return found

@@ -31,7 +31,6 @@ from danqing.models.networks import (
     decode_flops,
     open_tokenizer,
 )
-from danqing.models.streaming import expect_passes
 from danqing.request import Request
 from danqing.weights.checkpoint import read_json
 from danqing.weights.deepgen_pt import LAYOUT as DEEPGEN_PT
@@ -381,7 +380,6 @@ class DeepGenModel(NetworksModel):
         guidance = request.guidance_scale or 0.0
         times = [timestep.float().expand(len(rows)) for timestep in scheduler.timesteps]
         pooled_rows = pooled[torch.tensor(rows, device=device)]
-        expect_passes(transformer, len(times))
         # 1. The layers that see only step and pooled prompt, for all steps.
         with hoisted(
             transformer,

@@ -25,7 +25,6 @@ from danqing.models.networks import (
     decode_flops,
     open_tokenizer,
 )
-from danqing.models.streaming import expect_passes
 from danqing.request import Request
 
 if TYPE_CHECKING:
@@ -246,7 +245,6 @@ class FluxModel(NetworksModel):
             )
             return embedded
 
-        expect_passes(transformer, len(times))
         # 1. The layers that see only step, guidance and pooled prompt, for all steps.
         with hoisted(
             transformer,
