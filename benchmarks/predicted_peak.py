@@ -2,7 +2,9 @@
 
     python benchmarks/real_size.py /var/tmp/flux24 --diffusers --blocks 2+4
     python benchmarks/real_size.py /var/tmp/deepgen --deepgen
-    python benchmarks/predicted_peak.py --flux /var/tmp/flux24 --deepgen /var/tmp/deepgen
+    danqing convert /var/tmp/flux /var/tmp/flux8 --layout diffusers --dtype int8   # the whole one
+    python benchmarks/predicted_peak.py --flux /var/tmp/flux24 --deepgen /var/tmp/deepgen \
+        --int8 /var/tmp/flux8
 
 Each run is a process of its own, of two steps, on the CPU; its peak is VmHWM, pages of mapped files
 counted, the highest of its stages. The last line says how many are off by how much.
@@ -54,6 +56,10 @@ ROWS: list[dict[str, Any]] = [
     {"model": "deepgen", "size": (256, 256), "batch": 1, "memory": 8, "dtype": "float32"},
     {"model": "pocket", "size": (512, 512), "batch": 1, "memory": None, "dtype": "bfloat16"},
     {"model": "pocket", "size": (1024, 1024), "batch": 1, "memory": None, "dtype": "float32"},
+    *({"model": "int8", "size": (512, 512), "batch": 1, "memory": memory, "dtype": "bfloat16"}
+      for memory in (4, 10)),
+    *({"model": "int8", "size": (512, 512), "batch": 1, "memory": memory, "dtype": "bfloat16",
+       "quantise": "int8"} for memory in (4, None)),
 ]  # fmt: skip
 
 
@@ -68,10 +74,12 @@ def run(place: str, row: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--flux", help="folder of a FLUX.1 of real width")
+    parser.add_argument("--int8", help="folder of a FLUX.1 of real size, converted to int8")
     parser.add_argument("--deepgen", help="folder of a DeepGen-1.0 of real size")
     parser.add_argument("--only", type=int, action="append", help="number of a row")
     options = parser.parse_args()
     places = {"flux": options.flux, "deepgen": options.deepgen, "pocket": "pocket"}
+    places["int8"] = options.int8
     print("| | model | size | batch | limit | dtype | placement | predicted | measured | off |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     off = []

@@ -42,7 +42,7 @@ class Block:
         wide: bytes that are made of those read, if it is not computed with these.
         stays: bytes that it takes if it stays while others are streamed: in int8 if that computes,
             as it is stored if that is less.
-        once: it is needed before the first step only.
+        once: it is needed in the first step only.
     """
 
     name: str

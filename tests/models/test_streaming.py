@@ -411,18 +411,7 @@ def test_the_second_picture_of_a_prompt_reads_blocks_alone(
     which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the layers that see the step alone: what they gave outlives the transformer."""
-    from danqing.models.streaming import Streamed
-
-    read: list[str] = []
-    begin = Streamed._begin
-
-    def watched(streamed: Streamed, index: int, *, after: int | None) -> bool:
-        begun = begin(streamed, index, after=after)
-        if begun:
-            read.append(streamed._planned[index].unit.name)
-        return begun
-
-    monkeypatch.setattr(Streamed, "_begin", watched)
+    read = _watch_reading(monkeypatch)
     with danqing.open(request.getfixturevalue(which), device=CPU, placement="streamed") as engine:
         units = engine._model.units("transformer")
         once = {unit.name for unit, _ in units if unit.once}
@@ -450,12 +439,34 @@ def _as_int8(flux: Path, place: Path) -> dict[str, object]:
     return {"place": place / "int8"}
 
 
+def _watch_reading(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that the names of units are added to when their reading begins."""
+    from danqing.models.streaming import Streamed
+
+    read: list[str] = []
+    begin = Streamed._begin
+
+    def watched(streamed: Streamed, index: int, *, after: int | None) -> bool:
+        begun = begin(streamed, index, after=after)
+        if begun:
+            read.append(streamed._planned[index].unit.name)
+        return begun
+
+    monkeypatch.setattr(Streamed, "_begin", watched)
+    return read
+
+
 @pytest.mark.parametrize("write", [_as_int8, _as_gguf, _as_scaled_fp8], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("stay", ["all", "some"])
 def test_fewer_bits_stay_as_they_lie(
-    write: Callable[[Path, Path], dict[str, Any]], stay: str, flux: Path, tmp_path: Path
+    write: Callable[[Path, Path], dict[str, Any]],
+    stay: str,
+    flux: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They are widened for each step, and read from the files once."""
+    begun = _watch_reading(monkeypatch)
     opening = write(flux, tmp_path)
     resident = paint(**opening, dtype="bfloat16", count=2)[0].pixels_sha256
     request = Request(prompt="a boat", seed=3, height=64, width=96, num_inference_steps=3)
@@ -483,6 +494,7 @@ def test_fewer_bits_stay_as_they_lie(
         assert here == set(names)
         passes = {name: 1 if name in names or name not in blocks else 3 for name in sizes}
         assert streamed.read_bytes == sum(sizes[name] * passes[name] for name in sizes)
+        assert Counter(begun)[names[0]] == Counter(begun)[names[-1]] == 1
         again = engine.generate(request).pictures[0]
         assert {one.unit.name for one in streamed._planned if one.held is not None} == set(names)
     assert found.pixels_sha256 == again.pixels_sha256 == resident

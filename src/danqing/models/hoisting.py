@@ -1,4 +1,4 @@
-"""What depends on the step alone, computed for all steps before the first.
+"""What depends on the step alone, computed once for all steps.
 
 The layers that modulate a transformer's blocks (adaLN, https://arxiv.org/abs/2212.09748) see the
 timestep and the pooled prompt, never the picture. In FLUX.1 they hold 3.2 of 11.9 billion

@@ -129,7 +129,7 @@ class NetworksModel(Model):
         return sum(unit.elements for unit, _ in self.units(component) if not unit.once)
 
     def once(self, component: str, module: torch.nn.Module) -> list[str]:  # noqa: ARG002
-        """Return the layers of a network that are needed only before the first step."""
+        """Return the layers of a network that are needed only in the first step."""
         return []
 
     def units(self, component: str) -> list[tuple[Unit, int]]:

@@ -47,7 +47,7 @@ class Unit:
         name: its path in the network.
         tensors: paths of its tensors.
         elements: numbers in them.
-        once: it is needed before the first step only.
+        once: it is needed in the first step only.
     """
 
     name: str
@@ -474,9 +474,10 @@ class Streamed:
                     return
                 index = 0
             planned = self._planned[index]
-            again = index <= bound  # in the pass after this one
-            if planned.here or (planned.unit.name in kept and again):
-                continue  # it will have settled by then
+            # read before, or under way: what stays, or is needed once, is not read again
+            again = index <= bound or any(one.index == index for one in self._coming)
+            if planned.here or (again and (planned.unit.name in kept or self._holds(index))):
+                continue
             if planned.unit.once and (again or not self._once):
                 continue
             if not self._begin(index, after=bound):
