@@ -25,7 +25,7 @@ INT8_SPEED = 1.9
 """How many times faster products of bytes are (decision 0014)."""
 HIDDEN = 0.7
 """Share of a step's arithmetic that reading may take, so that it stays hidden when disks waver."""
-SPARE = 160 << 20
+SPARE = 224 << 20
 """Bytes that streaming holds beside what is counted: threads, large pages, the allocator's rest."""
 SMALLEST_TILE = 32
 """Latents of a tile's side, at least."""

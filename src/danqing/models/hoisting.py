@@ -40,21 +40,15 @@ class Hoisted:
 class _Stored(nn.Module):
     """Stands in a layer's place and gives what the layer gave for this step."""
 
-    def __init__(self, values: list[torch.Tensor]) -> None:
-        """Take what the layer gave at each step; nothing where that comes before the first."""
+    def __init__(self, values: Sequence[torch.Tensor], now: torch.Tensor) -> None:
+        """Take what the layer gave at each step, and the memory that it is given out in."""
         super().__init__()
         self.values = values
-        self.now = values[0].clone() if values else torch.empty(0)
-
-    def fill(self, values: list[torch.Tensor]) -> None:
-        """Take what the layer gave at each step, in the first."""
-        self.values = values
-        self.now = values[0].clone()
+        self.now = now
 
     def at(self, step: int) -> None:
         """Give what belongs to a step, counted from 0; in memory that stays where it is."""
-        if self.values:
-            self.now.copy_(self.values[step])
+        self.now.copy_(self.values[step])
 
     def forward(self, first: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         if len(first) != len(self.now):
@@ -88,18 +82,25 @@ def hoisted(
     """
     embedded = [embed(step) for step in range(steps)]
     known = _knows(kept, transformer, layers, embedded)
+    originals = [transformer.get_submodule(name) for name in layers]
     if not known:
-        kept.embedded, kept.values = None, [[] for _ in layers]
-    stand_ins = [_Stored(of_layer) for of_layer in [embedded, *kept.values]]
-    names = [embedder, *layers]
-    originals = [_exchange(transformer, n, s) for n, s in zip(names, stand_ins, strict=True)]
+        kept.embedded, kept.values = None, []
+    room = _room(originals, embedded, times=1 if known else 1 + steps)
+    if not known:
+        kept.values = [values for _, *values in room]
+    stand_ins = [_Stored(values, now) for values, (now, *_) in zip(kept.values, room, strict=True)]
+    exchanged = {
+        name: _exchange(transformer, name, one) for name, one in zip(layers, stand_ins, strict=True)
+    }
+    stand_ins.append(_Stored(embedded, embedded[0].clone()))
+    exchanged[embedder] = _exchange(transformer, embedder, stand_ins[-1])
     streamed = streamed_part(transformer)
     if streamed is not None:
         streamed.expect(steps, once=not known)
     watches = []
     if not known:
-        run = partial(_run, originals[1:], stand_ins[1:], embedded, kept)
-        watches = _distribute(transformer, layers, run, by_block=streamed is not None)
+        work = _Work(originals, stand_ins, embedded, kept)
+        watches = _distribute(transformer, layers, work.run, by_block=streamed is not None)
 
     def at(step: int) -> None:
         for one in stand_ins:
@@ -110,24 +111,43 @@ def hoisted(
     finally:
         for watch in watches:
             watch.remove()
-        for name, original in zip(names, originals, strict=True):
+        for name, original in exchanged.items():
             _exchange(transformer, name, original)
 
 
-def _run(
-    layers: Sequence[nn.Module],
-    stand_ins: Sequence[_Stored],
-    embedded: Sequence[torch.Tensor],
-    kept: Hoisted,
-    chosen: Sequence[int],
-) -> None:
-    """Compute some of the layers for all steps; when none is left, they can be taken again."""
-    for number in chosen:
-        values = kept.values[number]
-        values[:] = [layers[number](nn.functional.silu(one)) for one in embedded]
-        stand_ins[number].fill(values)
-    if all(kept.values):
-        kept.embedded = torch.stack([*embedded])
+def _room(
+    layers: Sequence[Any], embedded: Sequence[torch.Tensor], times: int
+) -> list[list[torch.Tensor]]:
+    """Return memory for what each layer gives, so many times: for now, and for each step.
+
+    In one piece: made by and by, between the steps' own tensors, these small ones that last would
+    tear the memory of the large ones to pieces.
+    """
+    rows = len(embedded[0])
+    sizes = [rows * layer.out_features for layer in layers for _ in range(times)]
+    parts = iter(torch.split(embedded[0].new_empty(sum(sizes)), sizes))
+    return [[next(parts).view(rows, layer.out_features) for _ in range(times)] for layer in layers]
+
+
+@dataclass
+class _Work:
+    """The layers, and where what they give goes."""
+
+    layers: Sequence[nn.Module]
+    stand_ins: Sequence[_Stored]
+    embedded: Sequence[torch.Tensor]
+    kept: Hoisted
+    done: set[int] = field(default_factory=set)
+
+    def run(self, chosen: Sequence[int]) -> None:
+        """Compute some of the layers for all steps; after the last, they can be taken again."""
+        for number in chosen:
+            for value, one in zip(self.kept.values[number], self.embedded, strict=True):
+                value.copy_(self.layers[number](nn.functional.silu(one)))
+            self.stand_ins[number].at(0)
+        self.done.update(chosen)
+        if len(self.done) == len(self.layers):
+            self.kept.embedded = torch.stack([*self.embedded])
 
 
 def _distribute(
