@@ -25,8 +25,10 @@ INT8_SPEED = 1.9
 """How many times faster products of bytes are (decision 0014)."""
 HIDDEN = 0.7
 """Share of a step's arithmetic that reading may take, so that it stays hidden when disks waver."""
-SPARE = 224 << 20
+SPARE = 160 << 20
 """Bytes that streaming holds beside what is counted: threads, large pages, the allocator's rest."""
+SPARE_ONCE = 64 << 20
+"""Such bytes more where layers that are needed once are read between the blocks."""
 SMALLEST_TILE = 32
 """Latents of a tile's side, at least."""
 
@@ -222,12 +224,17 @@ def _streaming(
         peaks[stage] = (
             work.base
             + SPARE
+            + (SPARE_ONCE if any(_has_once(parts[name], stay) for name in names) else 0)
             + (ring if stay.keys() & set(names) else 0)
             + sum(_held(parts[name], stay) - parts[name].tables for name in names)
             + max(_made_anew(parts[name], stay) for name in names)
             + work.activations[stage]
         )
     return Arrangement(placement="streamed", streamed=stay, ring=ring, peaks=peaks)
+
+
+def _has_once(part: Part, stay: Mapping[str, tuple[str, ...]]) -> bool:
+    return part.name in stay and any(block.once for block in part.blocks)
 
 
 def tiled(found: Arrangement, work: Work) -> Iterator[Arrangement]:
