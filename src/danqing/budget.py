@@ -265,11 +265,13 @@ def _keeping(found: Arrangement, parts: Mapping[str, Part], work: Work, limit: i
     """Let components that are needed for every picture stay, if there is room for them."""
     for name in ("transformer", "vae"):
         held = _held(parts[name], found.streamed)
+        reading = found.ring + _made_anew(parts[name], found.streamed)
         peaks = {}
         for stage, peak in found.peaks.items():
             names = set(work.stages[stage])
-            ring = name in found.streamed and not found.streamed.keys() & names
-            here = 0 if name in names else held + (found.ring if ring else 0)
+            # another network that is streamed takes over the memory for reading and widening
+            alone = name in found.streamed and not found.streamed.keys() & names
+            here = 0 if name in names else held + (reading if alone else 0)
             peaks[stage] = peak + here
         if max(peaks.values()) <= limit:
             found = replace(found, peaks=peaks, kept=(*found.kept, name))

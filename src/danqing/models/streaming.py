@@ -173,7 +173,7 @@ class Ring:
         """Give the whole ring to one network; the one that had it stops reading."""
         if self._owner is not owner:
             if self._owner is not None:
-                self._owner.stop()
+                self._owner.give_way()
             self._owner = owner
 
     def leave(self, owner: Streamed) -> None:
@@ -317,8 +317,9 @@ class Streamed:
         # pieces by what is kept between blocks, and never be large enough again
         own_memory = source.device.shares_host_memory()
         self._uploader = None if own_memory else ThreadPoolExecutor(1, "danqing-upload")
-        most = max((_places(one.wide)[1] for one in self._planned if own_memory), default=0)
-        self._wide = torch.empty(most, dtype=torch.uint8)
+        wide = (_places(one.wide)[1] for one in self._planned if own_memory)
+        self._wide_bytes = max(wide, default=0)
+        self._wide = torch.empty(0, dtype=torch.uint8)
         for index, unit in enumerate(units):
             # the block's own hook too: a layer's forward is looked up before its hooks are called
             layers = (name.rpartition(".")[0] for name in unit.tensors)
@@ -373,6 +374,11 @@ class Streamed:
                 _settle(one)
             if not self._holds(coming.index):
                 self._ring.give_back()
+
+    def give_way(self) -> None:
+        """Stop, and give back the memory for what is widened: another network is computed."""
+        self.stop()
+        self._wide = torch.empty(0, dtype=torch.uint8)
 
     def close(self) -> None:
         """Stop, end the thread that copies, and let go of the network, whose hooks lead here."""
@@ -511,6 +517,9 @@ class Streamed:
 
     def _decoded(self, index: int, memory: torch.Tensor) -> list[torch.Tensor]:
         planned = self._planned[index]
+        if len(self._wide) < self._wide_bytes:
+            with torch.inference_mode(mode=False):  # it is written to again outside of that, too
+                self._wide = self._source.device.staging(self._wide_bytes)
         found = []
         for number, (name, span, first, size, place_) in enumerate(zip(
             planned.unit.tensors, planned.spans, planned.layout.places,
