@@ -582,6 +582,37 @@ def test_a_streamed_network_is_kept_if_it_fits_beside_the_others() -> None:
 _STAGES = ("encode", "denoise", "decode")
 
 
+@pytest.mark.parametrize("placement", ["resident", "streamed"])
+@pytest.mark.parametrize("name", ["norm_out.linear", "transformer_blocks.1.norm1.linear"])
+def test_after_a_modulating_layer_failed_the_next_picture_is_sound(
+    name: str, placement: str, flux: Path
+) -> None:
+    asked: dict[str, Any] = {"seed": 1, "height": 64, "width": 64, "num_inference_steps": 2}
+    expected = paint_one(flux, asked)
+    with danqing.open(flux, device=CPU, placement=placement) as engine:
+        engine.plan = dataclasses.replace(engine.plan, kept=("transformer", "vae"))
+        engine.load()
+        transformer = (
+            engine._modules.get("transformer")
+            or engine._load(["transformer"], [], None)["transformer"]
+        )
+
+        def fail(*_: Any) -> None:
+            message = "no such luck"
+            raise ValueError(message)
+
+        hook = transformer.get_submodule(name).register_forward_pre_hook(fail)
+        with pytest.raises(ValueError, match="no such luck"):
+            engine.generate("a boat", **asked)
+        hook.remove()
+        assert engine.generate("a boat", **asked).pictures[0].pixels_sha256 == expected
+
+
+def paint_one(place: Path, asked: dict[str, Any]) -> str:
+    with danqing.open(place, device=CPU) as engine:
+        return engine.generate("a boat", **asked).pictures[0].pixels_sha256
+
+
 def test_no_int8_where_the_device_has_none(flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from danqing.devices import cpu
 

@@ -23,6 +23,8 @@ from danqing.models.streaming import block_of, streamed_part
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from torch.utils.hooks import RemovableHandle
+
 
 @dataclass
 class Hoisted:
@@ -83,36 +85,27 @@ def hoisted(
     embedded = [embed(step) for step in range(steps)]
     known = _knows(kept, transformer, layers, embedded)
     originals = [transformer.get_submodule(name) for name in layers]
-    if not known:
-        kept.embedded, kept.values = None, []
     room = _room(originals, embedded, times=1 if known else 1 + steps)
     if not known:
-        kept.values = [values for _, *values in room]
+        kept.embedded, kept.values = None, [values for _, *values in room]
     stand_ins = [_Stored(values, now) for values, (now, *_) in zip(kept.values, room, strict=True)]
-    exchanged = {
-        name: _exchange(transformer, name, one) for name, one in zip(layers, stand_ins, strict=True)
-    }
     stand_ins.append(_Stored(embedded, embedded[0].clone()))
-    exchanged[embedder] = _exchange(transformer, embedder, stand_ins[-1])
     streamed = streamed_part(transformer)
     if streamed is not None:
         streamed.expect(steps, once=not known)
-    watches = []
-    if not known:
-        work = _Work(originals, stand_ins, embedded, kept)
-        watches = _distribute(transformer, layers, work.run, by_block=streamed is not None)
 
     def at(step: int) -> None:
         for one in stand_ins:
             one.at(step)
 
-    try:
+    with contextlib.ExitStack() as undo:  # also if a layer fails, or what it is read from
+        for name, one in zip([*layers, embedder], stand_ins, strict=True):
+            undo.callback(_exchange, transformer, name, _exchange(transformer, name, one))
+        if not known:
+            work = _Work(originals, stand_ins, embedded, kept)
+            for watch in _distribute(transformer, layers, work.run, by_block=streamed is not None):
+                undo.callback(watch.remove)
         yield at
-    finally:
-        for watch in watches:
-            watch.remove()
-        for name, original in exchanged.items():
-            _exchange(transformer, name, original)
 
 
 def _room(
@@ -156,7 +149,7 @@ def _distribute(
     run: Callable[[Sequence[int]], None],
     *,
     by_block: bool,
-) -> list[Any]:
+) -> list[RemovableHandle]:
     """Run all layers now, or those of each block before it; return what is to be taken back."""
     numbers: dict[str, list[int]] = {"": []}
     for number, name in enumerate(layers):
@@ -169,7 +162,7 @@ def _distribute(
     ]
 
 
-def _before_first(block: nn.Module, run: Callable[[], None]) -> Any:
+def _before_first(block: nn.Module, run: Callable[[], None]) -> RemovableHandle:
     """Run something before a block is computed for the first time, and before it is read."""
 
     def hook(*_: Any) -> None:
