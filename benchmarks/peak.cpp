@@ -7,48 +7,49 @@ namespace {
 
 constexpr int kSums = 24;  // independent sums: enough that none waits for itself
 
+// Operations that were done on all threads, `each` by an instruction that adds products to a sum.
+template <class Sum, class Add>
+double run(int64_t rounds, double each, Sum zero, Add add) {
+  double done = 0;
+#pragma omp parallel reduction(+ : done)
+  {
+    Sum sums[kSums];
+#pragma GCC unroll 24
+    for (int i = 0; i < kSums; ++i) sums[i] = zero;
+    for (int64_t round = 0; round < rounds; ++round)
+#pragma GCC unroll 24
+      for (int i = 0; i < kSums; ++i) add(sums[i]);
+    done += each * kSums * rounds;
+  }
+  return done;
+}
+
 }  // namespace
 
 extern "C" {
 
-// Operations that were done: of bfloat16 products (vdpbf16ps), on all threads.
+// Products of bfloat16; 0 where the processor has none.
 double danqing_peak_bf16(int64_t rounds) {
-  double done = 0;
 #ifdef __AVX512BF16__
-#pragma omp parallel reduction(+ : done)
-  {
-    __m512 sum[kSums];
-#pragma GCC unroll 24
-    for (int i = 0; i < kSums; ++i) sum[i] = _mm512_setzero_ps();
-    const __m512i one = _mm512_set1_epi32(0x3f803f80);
-    for (int64_t round = 0; round < rounds; ++round)
-#pragma GCC unroll 24
-      for (int i = 0; i < kSums; ++i)
-        asm volatile("vdpbf16ps %1, %1, %0" : "+v"(sum[i]) : "v"(one));
-    done += 64.0 * kSums * rounds;
-  }
+  const __m512i one = _mm512_set1_epi32(0x3f803f80);
+  return run(rounds, 64, _mm512_setzero_ps(), [one](__m512& sum) {
+    asm volatile("vdpbf16ps %1, %1, %0" : "+v"(sum) : "v"(one));
+  });
+#else
+  return 0;
 #endif
-  return done;
 }
 
-// The same of bytes (vpdpbusd).
+// The same of bytes.
 double danqing_peak_int8(int64_t rounds) {
-  double done = 0;
 #ifdef __AVX512VNNI__
-#pragma omp parallel reduction(+ : done)
-  {
-    __m512i sum[kSums];
-#pragma GCC unroll 24
-    for (int i = 0; i < kSums; ++i) sum[i] = _mm512_setzero_si512();
-    const __m512i one = _mm512_set1_epi32(0x01010101);
-    for (int64_t round = 0; round < rounds; ++round)
-#pragma GCC unroll 24
-      for (int i = 0; i < kSums; ++i)
-        asm volatile("vpdpbusd %1, %1, %0" : "+v"(sum[i]) : "v"(one));
-    done += 128.0 * kSums * rounds;
-  }
+  const __m512i one = _mm512_set1_epi32(0x01010101);
+  return run(rounds, 128, _mm512_setzero_si512(), [one](__m512i& sum) {
+    asm volatile("vpdpbusd %1, %1, %0" : "+v"(sum) : "v"(one));
+  });
+#else
+  return 0;
 #endif
-  return done;
 }
 
 }

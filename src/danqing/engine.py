@@ -686,9 +686,9 @@ class Engine:
                 Ring(self.plan.ring_bytes, self._device),
                 RangeReader(direct=self._device.shares_host_memory()),
                 # what stays in another form is read first like all else
-                {p.name: () if p.arithmetic or p.compact else p.staying for p in parts},
-                {p.name: p.staying for p in parts if p.compact},
-                {p.name: in_int8(self._device, p.staying) for p in parts if p.arithmetic},
+                staying={p.name: () if p.arithmetic or p.compact else p.staying for p in parts},
+                holding={p.name: p.staying for p in parts if p.compact},
+                recoding={p.name: in_int8(self._device, p.staying) for p in parts if p.arithmetic},
             )
         return self._streaming
 

@@ -480,9 +480,11 @@ class Streamed:
                     return
                 index = 0
             planned = self._planned[index]
+            if planned.here:
+                continue
             # read before, or under way: what stays, or is needed once, is not read again
             again = index <= bound or any(one.index == index for one in self._coming)
-            if planned.here or (again and (planned.unit.name in kept or self._holds(index))):
+            if again and (planned.unit.name in kept or self._holds(index)):
                 continue
             if planned.unit.once and (again or not self._once):
                 continue

@@ -190,10 +190,7 @@ class Component:
 
         from danqing.weights.unpacking import by_table
 
-        factor = None
-        if entry.scale is not None:
-            factor = self._opened[entry.scale.file].read(entry.scale).float().reshape(-1)
-            factor = factor[slice(*rows)] if factor.numel() > 1 else factor
+        factor = None if entry.scale is None else self._scales(entry.scale, rows)
         return by_table(data, entry.dtype, shape, factor, dtype or torch.float32, out=out)
 
     def row_scales(self, name: str, start: int, stop: int) -> torch.Tensor | None:
@@ -201,8 +198,13 @@ class Component:
         entry = self.entries[name]
         if entry.dtype != "I8" or entry.scale is None or len(entry.shape) != 2:  # noqa: PLR2004
             return None
-        scales = self._opened[entry.scale.file].read(entry.scale).float().reshape(-1)
-        return scales[start:stop].clone() if scales.numel() > 1 else scales.repeat(stop - start)
+        scales = self._scales(entry.scale, (start, stop))
+        return scales.clone() if scales.numel() > 1 else scales.repeat(stop - start)
+
+    def _scales(self, scale: TensorEntry, rows: tuple[int, int | None]) -> torch.Tensor:
+        """Return the scales of some rows in float32, or the one of all."""
+        found = self._opened[scale.file].read(scale).float().reshape(-1)
+        return found[slice(*rows)] if found.numel() > 1 else found
 
     def close(self) -> None:
         """Let go of the mapped files; tensors already handed out stay valid."""
