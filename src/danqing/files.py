@@ -29,7 +29,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: it cannot be opened, or it is not a regular file (`errno.EINVAL`; the text names
             what it is).
     """
-    _require_regular(Path(path).stat().st_mode, path)  # opening some devices has effects: look first
+    _require_regular(Path(path).stat().st_mode, path)  # opening a device may have effects
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _require_regular(os.fstat(handle).st_mode, path)  # it may have been replaced in between
