@@ -19,6 +19,7 @@ from danqing import devices, models, plan, weights
 from danqing.arrays import Array
 from danqing.errors import (
     BrokenPictureError,
+    BusyError,
     DanqingError,
     DeviceFailedError,
     DoesNotFitError,
@@ -34,6 +35,7 @@ from danqing.request import (
     StageName,
     check_batch,
 )
+from danqing.turns import LAZY_IMPORTS, Turns
 from danqing.version import __version__
 
 if TYPE_CHECKING:
@@ -59,8 +61,15 @@ _LIBRARIES = (
 """Those that are installed are named in every picture."""
 
 
+_TURNS: dict[str, Turns] = {}
+"""By device, for all engines of this process: two that share a device take turns, too."""
+
+
 class Engine:
-    """One model on one device; answers one request at a time.
+    """One model on one device, for any number of threads.
+
+    A device computes one request at a time. Calls from other threads wait, in order of arrival; a
+    listener hears how many are ahead, and cancels by raising an exception.
 
     Attributes:
         checkpoint: the weights.
@@ -93,6 +102,7 @@ class Engine:
         self._probing = False
         self._prompt_folder = prompt_cache
         self._streaming: Streaming | None = None
+        self._busy = False
 
     @classmethod
     def open(
@@ -117,34 +127,35 @@ class Engine:
         batch: int = 1,
     ) -> Engine:
         """Open a checkpoint, or take one that is open; see `danqing.open`."""
-        if allow_pt:
-            devices.import_torch()  # before anything else does: it reads the file
-        checkpoint = (
-            weights_at
-            if isinstance(weights_at, weights.Checkpoint)
-            else weights.open_checkpoint(weights_at, components, allow_pt=allow_pt)
-        )
-        spec = models.identify(checkpoint)
-        devices.import_torch()
-        selection = devices.select(device)
-        places = {name: devices.select(where).device for name, where in (place or {}).items()}
-        model = models.open_model(checkpoint, spec)
-        the_plan = plan.make_plan(
-            model,
-            selection,
-            dtype,
-            placement,
-            attention=attention,
-            deterministic=deterministic,
-            compile_with=compile_with,
-            fused=fused,
-            places=places,
-            memory=memory,
-            tile=tile,
-            quantise=quantise,
-            request=None if planned_for is None else spec.resolve(planned_for)[0],
-            pictures=batch,
-        )
+        with LAZY_IMPORTS:
+            if allow_pt:
+                devices.import_torch()  # before anything else does: it reads the file
+            checkpoint = (
+                weights_at
+                if isinstance(weights_at, weights.Checkpoint)
+                else weights.open_checkpoint(weights_at, components, allow_pt=allow_pt)
+            )
+            spec = models.identify(checkpoint)
+            devices.import_torch()
+            selection = devices.select(device)
+            places = {name: devices.select(where).device for name, where in (place or {}).items()}
+            model = models.open_model(checkpoint, spec)
+            the_plan = plan.make_plan(
+                model,
+                selection,
+                dtype,
+                placement,
+                attention=attention,
+                deterministic=deterministic,
+                compile_with=compile_with,
+                fused=fused,
+                places=places,
+                memory=memory,
+                tile=tile,
+                quantise=quantise,
+                request=None if planned_for is None else spec.resolve(planned_for)[0],
+                pictures=batch,
+            )
         return cls(checkpoint, model, selection.device, the_plan, places, prompt_cache=prompt_cache)
 
     def __enter__(self) -> Self:
@@ -156,20 +167,65 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Give all memory back; the engine can be used again and then loads again."""
-        if self._streaming is not None:
-            self._streaming.close()
-            self._streaming = None
-        while self._modules:
-            self._let_go(next(iter(self._modules)))
-        self.forget()
-        self.checkpoint.close()
-        self._device.release()
+        """Give all memory back; the engine can be used again and then loads again.
+
+        Waits for the requests of other threads that came before.
+        """
+        with self._turn(None):
+            self._require_idle()
+            if self._streaming is not None:
+                self._streaming.close()
+                self._streaming = None
+            while self._modules:
+                self._let_go(next(iter(self._modules)))
+            self.forget()
+            self.checkpoint.close()
+            self._device.release()
 
     def forget(self) -> None:
         """Forget what earlier prompts became; weights stay."""
-        self._encoded.clear()
-        self._model.forget()
+        with self._turn(None):
+            self._encoded.clear()
+            self._model.forget()
+
+    # --- threads ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _turn(self, listen: Listener | None) -> Iterator[None]:
+        """Hold the device, and every other one that a component is placed on."""
+        names = sorted({self._device.name, *(one.name for one in self._places.values())})
+        with contextlib.ExitStack() as held:
+            for name in names:  # all threads in the same order, so that none waits in a circle
+                turns = _TURNS.setdefault(name, Turns())
+                held.enter_context(turns.take(None if listen is None else _Queue(name, listen)))
+            yield
+
+    @contextlib.contextmanager
+    def _computing(self, listen: Listener | None = None) -> Iterator[None]:
+        """Hold the device to compute; afterwards no stage keeps what the plan does not keep.
+
+        Raises:
+            BusyError: this very thread is computing: a listener or a probe called the engine.
+        """
+        with self._turn(listen):
+            self._require_idle()
+            self._busy = True
+            try:
+                self._device.prepare()
+                yield
+            finally:
+                for stage in self._model.stages:  # also those an error left loaded
+                    self._drop_stage(stage)
+                self._busy = False
+
+    def _require_idle(self) -> None:
+        """See that the thread whose turn it is did not come here from its own listener."""
+        if self._busy:
+            raise BusyError(
+                "the engine is generating an image in this thread",
+                seen="a call from its own listener or probe",
+                hint="call it when generate has returned, or open a second engine",
+            )
 
     @property
     def threads(self) -> int | None:
@@ -193,8 +249,9 @@ class Engine:
 
     def load(self, listen: Listener | None = None) -> None:
         """Read all weights now rather than at the first picture (if the plan keeps them)."""
-        if self.plan.placement == "resident":
-            self._device.prepare()
+        if self.plan.placement != "resident":
+            return
+        with self._computing(listen):
             for stage, names in self._model.stages.items():
                 if stage != "encode" or self._prompt_folder is None:  # else it may not be needed
                     self._load(names, self._loads, listen)
@@ -208,14 +265,15 @@ class Engine:
         listen: Listener | None = None,
         **settings: Any,
     ) -> Generation:
-        """Make the pictures of one request.
+        """Make the pictures of one request; those of other threads wait until all are there.
 
         Args:
             prompt: the prompt, or a whole request.
             batch: pictures computed together. Together they can be faster, and can differ in the
                 last bits from what each would be alone; the first batch of a shape is measured
                 and the finding is in the provenance.
-            listen: told of progress; an exception it raises ends the work.
+            listen: told of progress, also while it waits for its turn (the stage is `wait`); an
+                exception it raises ends the work.
             settings: any field of `Request`: `seed=42, height=512, ...`.
 
         Returns:
@@ -230,7 +288,10 @@ class Engine:
         if isinstance(prompt, Request) and settings:
             request = prompt.replace(**settings)
         request = self.with_seed(request)
-        pictures = tuple(self.paint(request, batch=batch, listen=listen))
+        check_batch(batch)
+        self.resolve(request)  # what cannot be is refused at once, not when its turn comes
+        with self._turn(listen):
+            pictures = tuple(self.paint(request, batch=batch, listen=listen))
         return Generation(pictures=pictures, request=self.resolve(request)[0])
 
     def trace_bytes(self, request: Request) -> int:
@@ -256,8 +317,14 @@ class Engine:
         return self._model.tokens(request)
 
     def answers(self) -> bool:
-        """Say whether the device computes, by letting it add two numbers."""
+        """Say whether the device computes, by letting it add two numbers.
+
+        A device that is at work computes: this does not wait for its turn.
+        """
         import torch
+
+        if (turns := _TURNS.get(self._device.name)) is not None and turns.taken:
+            return True
 
         self._device.prepare()
         try:
@@ -288,15 +355,16 @@ class Engine:
         from danqing.models.kernels import attention
 
         one = request.replace(num_inference_steps=1, num_images_per_prompt=1)
-        self._device.prepare()
-        conditioning, _ = self._encode(one, [], None)
-        modules = self._load(self._model.needs("denoise", one), [], None)
-        drawn = [self._model.draw(one, one.seed or 0)]
         counter = FlopCounterMode(display=False)
-        # not all fused kernels are counted; the products they stand for are
-        with torch.inference_mode(), attention("math"), counter:
-            self._model.denoise(modules, conditioning, drawn, one, lambda _, latents, __: latents)
-        self._drop_stage("denoise")
+        with self._computing():
+            conditioning, _ = self._encode(one, [], None)
+            modules = self._load(self._model.needs("denoise", one), [], None)
+            drawn = [self._model.draw(one, one.seed or 0)]
+            # not all fused kernels are counted; the products they stand for are
+            with torch.inference_mode(), attention("math"), counter:
+                self._model.denoise(
+                    modules, conditioning, drawn, one, lambda _, latents, __: latents
+                )
         return int(counter.get_total_flops())
 
     @property
@@ -344,20 +412,21 @@ class Engine:
             inside: which layers' outputs it is shown as well, and may replace.
             inputs: show what these layers were given too, as `inside/.../in/NUMBER`.
         """
-        self._encoded.clear()
-        self._probing = True
-        self._hooks = _Hooks(probe, inside, inputs=inputs) if inside else None
-        for name, module in self._modules.items():
-            self._watch(name, module)
-        try:
-            count = request.num_images_per_prompt
-            picture, *_ = self.paint(request, batch=count, probe=probe)
-        finally:
-            if self._hooks:
-                self._hooks.remove()
-            self._hooks = None
-            self._probing = False
+        with self._turn(None):
             self._encoded.clear()
+            self._probing = True
+            self._hooks = _Hooks(probe, inside, inputs=inputs) if inside else None
+            for name, module in self._modules.items():
+                self._watch(name, module)
+            try:
+                count = request.num_images_per_prompt
+                picture, *_ = self.paint(request, batch=count, probe=probe)
+            finally:
+                if self._hooks:
+                    self._hooks.remove()
+                self._hooks = None
+                self._probing = False
+                self._encoded.clear()
         return picture
 
     def _watch(self, name: str, module: Any) -> None:
@@ -375,6 +444,8 @@ class Engine:
     ) -> Iterator[Picture]:
         """Yield the pictures of one request as they are finished.
 
+        Between two of them the device is free: a request of another thread may have its turn.
+
         Args:
             request: as in `generate`, like `batch` and `listen`.
             batch: pictures computed together.
@@ -387,22 +458,20 @@ class Engine:
         check_batch(batch)
         # 1. What is asked, with every default filled in.
         request, notes = self.resolve(self.with_seed(request))
-        self._device.prepare()
-        costs, self._loads = self._loads, []  # what was read beforehand, the first picture pays
-        try:
+        with self._computing(listen):
+            costs, self._loads = self._loads, []  # what was read beforehand, the first one pays
             # 2. The prompt becomes conditioning, once for all its pictures.
             conditioning, more = self._encode(request, costs, listen)
             look = _Look(probe, pictures=request.num_images_per_prompt)
             seen = look.through(conditioning)
-            work = _Work(request, seen, notes + more, listen, look, previews)
-            # 3. Noise becomes latents becomes pixels, one picture or batch after the other.
-            for first in range(0, request.num_images_per_prompt, batch):
-                indexes = range(first, min(first + batch, request.num_images_per_prompt))
-                yield from self._paint_batch(work, indexes, costs)
-                costs = [cost for cost in costs if cost.name == "encode"]
-        finally:
-            for stage in self._model.stages:  # also those an error left loaded
-                self._drop_stage(stage)
+        work = _Work(request, seen, notes + more, listen, look, previews)
+        # 3. Noise becomes latents becomes pixels, one picture or batch after the other.
+        for first in range(0, request.num_images_per_prompt, batch):
+            indexes = range(first, min(first + batch, request.num_images_per_prompt))
+            with self._computing(listen):
+                pictures = self._paint_batch(work, indexes, costs)
+            yield from pictures
+            costs = [cost for cost in costs if cost.name == "encode"]
 
     # --- stages ----------------------------------------------------------------------------------
 
@@ -807,6 +876,29 @@ class Engine:
             versions=_versions(),
             noise_sha256="",
             batch={},
+        )
+
+
+class _Queue:
+    """Tells a listener how many requests are ahead."""
+
+    def __init__(self, device: str, listen: Listener) -> None:
+        self._device = device
+        self._listen = listen
+        self._start = time.perf_counter()
+        self._most = 0
+
+    def __call__(self, ahead: int) -> None:
+        self._most = max(self._most, ahead)
+        self._listen(
+            Progress(
+                stage="wait",
+                item=self._device,
+                done=self._most - ahead,
+                total=self._most,
+                unit="requests",
+                seconds=time.perf_counter() - self._start,
+            )
         )
 
 

@@ -417,20 +417,20 @@ class Progress:
     """One report from a long piece of work.
 
     Attributes:
-        stage: which stage reports.
-        item: the component being loaded, or the picture being painted.
-        done: bytes or steps finished.
-        total: bytes or steps in all.
+        stage: which stage reports; `wait` while requests of other threads have the device.
+        item: the component being loaded, the image being made, or the device waited for.
+        done: bytes, steps or requests finished.
+        total: bytes, steps or requests in all.
         unit: what is counted.
         seconds: since the item began.
         preview: what the picture will look like, as far as it can be told; of some steps only.
     """
 
-    stage: StageName
+    stage: StageName | Literal["wait"]
     item: str
     done: int
     total: int
-    unit: Literal["bytes", "steps"]
+    unit: Literal["bytes", "steps", "requests"]
     seconds: float = field(default=0.0, compare=False)
     preview: Image | None = field(default=None, compare=False)
 

@@ -42,6 +42,8 @@ def describe(progress: Progress) -> str:
     if progress.unit == "bytes":
         amount = f"{progress.done / _MIB:.1f} of {progress.total / _MIB:.1f} MiB"
         return f"{progress.stage} {progress.item}: {amount}, {progress.seconds:.1f} s"
+    if progress.unit == "requests":
+        return f"wait for {progress.item}: {progress.total - progress.done} requests ahead"
     amount = f"step {progress.done} of {progress.total}"
     return f"{progress.stage} {progress.item}: {amount}, {rate:.3f} s/step, {left:.1f} s left"
 

@@ -18,6 +18,7 @@ from danqing.models.base import Model
 from danqing.models.hoisting import Hoisted
 from danqing.models.loading import Piece, Row, fill, match, on_meta, shapes_of, without_message
 from danqing.models.streaming import Source, Streaming, Unit, spans_of, units_of
+from danqing.turns import LAZY_IMPORTS
 from danqing.weights.ranges import lay_out
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ class NetworksModel(Model):
         streaming: Streaming | None = None,
     ) -> torch.nn.Module:
         """Read one network's weights, or all but those that are streamed."""
-        self.prepare(component)
+        with LAZY_IMPORTS:
+            self.prepare(component)
         wanted: torch.dtype = getattr(torch, dtype)
         module = self._cut_network(component)
         units: list[Unit] = []
