@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+import danqing
 from danqing.models.kernels import choose_by_tensor
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ print(made.pictures[0].pixels_sha256)
 """
 STOCK = """
 import torch
+
+import danqing
 from diffusers import SD3Transformer2DModel
 from diffusers.utils import is_torch_npu_available
 print("npu:", is_torch_npu_available())
@@ -126,3 +129,39 @@ def test_a_tensor_elsewhere_gets_the_library_s_kernel(monkeypatch: pytest.Monkey
     assert len(called) == 1
     layer(torch.ones(2, 4))
     assert len(called) == 1
+
+
+def test_the_callers_diffusers_stays_as_it_is(schnell: Path) -> None:
+    """A program's own pipeline gives the same bits before and after danqing, without our kernels."""
+    from diffusers import FluxPipeline
+    from diffusers.models.transformers import transformer_flux
+
+    from danqing.models.kernels import fuse
+
+    def own_pixels() -> bytes:
+        pipe = FluxPipeline.from_pretrained(schnell)
+        generator = torch.Generator().manual_seed(1)
+        image = pipe(
+            "a cat", height=64, width=64, num_inference_steps=2, generator=generator
+        ).images[0]
+        data: bytes = image.tobytes()
+        return data
+
+    before = vars(transformer_flux).copy()
+    expected = own_pixels()
+    calls = []
+
+    def rope(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> None:
+        calls.append(states.shape)
+
+    with danqing.open(schnell, device="cpu") as engine:
+        plain = engine.generate("a cat", seed=1, height=64, width=64).image.tobytes()
+        fuse(engine._modules["transformer"], {"rope": rope})
+        assert engine.generate("a cat", seed=1, height=64, width=64).image.tobytes() == plain
+        assert calls
+        count = len(calls)
+        assert own_pixels() == expected  # while our transformer is there
+        assert len(calls) == count
+    assert {
+        name: value for name, value in vars(transformer_flux).items() if name in before
+    } == before

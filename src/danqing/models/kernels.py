@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -220,36 +221,34 @@ def _fused_group_norm(norm: Any, kernel: Callable[..., Any], states: torch.Tenso
     return kernel(states, norm.weight, norm.bias, norm.num_groups, norm.eps)
 
 
-_ROPE: list[Callable[..., Any]] = []
-"""What turns positions in the transformer that is running."""
-
-
 def _fuse_rope(module: torch.nn.Module, kernel: Callable[..., Any]) -> None:
-    """Let a FLUX.1 transformer turn positions with a kernel; others have none of its kind."""
-    from diffusers import FluxTransformer2DModel
-    from diffusers.models.transformers import transformer_flux
+    """Let the attention of a FLUX.1 transformer rotate queries and keys with a kernel."""
+    from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
-    if not isinstance(module, FluxTransformer2DModel):
-        return
-    plain: Any = transformer_flux.apply_rotary_emb
-    if not hasattr(plain, "by_kernel"):
+    for layer in module.modules():
+        if type(getattr(layer, "processor", None)) is FluxAttnProcessor:
+            layer.processor = _with_rope(layer.processor, kernel)
 
-        def chosen(states: torch.Tensor, tables: Any, **options: Any) -> Any:
-            turned = _ROPE[-1](states, *tables) if _ROPE else None
-            return plain(states, tables, **options) if turned is None else turned
 
-        chosen.by_kernel = True  # type: ignore[attr-defined]
-        transformer_flux.apply_rotary_emb = chosen
-    forward = module.forward
+def _with_rope(processor: Any, kernel: Callable[..., Any]) -> Any:
+    """Return a processor whose `apply_rotary_emb` is the kernel, where the kernel can.
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        _ROPE.append(kernel)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            _ROPE.pop()
+    diffusers' processor finds that function among its module's globals (0.38 and 0.42). Replaced
+    there, it would be replaced for every diffusers pipeline of the process. The copy of the method
+    has globals of its own.
+    """
+    plain = type(processor).__call__
+    rotate = plain.__globals__["apply_rotary_emb"]
 
-    _replace(module, run)
+    def rotated(states: torch.Tensor, tables: Any, **options: Any) -> Any:
+        turned = kernel(states, *tables)
+        return rotate(states, tables, **options) if turned is None else turned
+
+    names = {**plain.__globals__, "apply_rotary_emb": rotated}
+    call = FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__)
+    own = type("FusedFluxAttnProcessor", (type(processor),), {"__call__": call})()
+    vars(own).update(vars(processor))
+    return own
 
 
 _EXCHANGED = ("forward", "gelu")
