@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pytest
 import torch
 
 import danqing
@@ -13,8 +15,6 @@ from danqing.models.compiling import clocked
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -44,6 +44,40 @@ def test_a_compiled_picture_tells_it(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert spent["off"] == 0 < spent["inductor"]
     (denoise,) = (cost for cost in found["inductor"].stages if cost.name == "denoise")
     assert denoise.compile_seconds == spent["inductor"] < denoise.seconds
+
+
+@pytest.mark.parametrize("model", ["schnell", "deepgen"])
+def test_every_family_compiles(
+    model: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block of the transformer, and nothing else; the do-nothing compiler keeps the bits."""
+    from danqing.devices.cpu import Cpu
+    from danqing.models.streaming import blocks_of
+
+    monkeypatch.setattr(Cpu, "compiler", lambda *_: "eager")
+    settings = {"seed": 1, "height": 64, "width": 64, "num_inference_steps": 2}
+    folder, found = request.getfixturevalue(model), []
+    for name in ("off", "inductor"):
+        with danqing.open(folder, device="cpu", compile_with=name, placement="resident") as engine:
+            found.append(engine.generate("a boat", **settings).image.tobytes())
+            transformer = engine._modules["transformer"]
+            compiled = [
+                block._compiled_call_impl is not None for _, block in blocks_of(transformer)
+            ]
+            assert compiled == [name != "off"] * len(compiled) != []
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_inductor_compiles_deepgen(deepgen: Path) -> None:
+    settings = {"seed": 1, "height": 64, "width": 64, "num_inference_steps": 2}
+    found = []
+    for name in ("off", "inductor"):
+        with danqing.open(deepgen, device="cpu", compile_with=name) as engine:
+            image = engine.generate("a boat", **settings).image
+            found.append(np.asarray(image, dtype=int))
+    assert np.abs(found[0] - found[1]).max() <= 2
 
 
 def test_compiled_code_is_kept_with_all_else(

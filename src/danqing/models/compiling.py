@@ -23,20 +23,23 @@ class CompileClock:
 
 
 def compile_blocks(transformer: torch.nn.Module, backend: Any) -> None:
-    """Let a transformer's repeated blocks be compiled when they are first computed.
+    """Compile each block of a transformer when it is first computed.
 
-    One block of each kind is compiled, and its code runs for all; Inductor's results are kept in
-    danqing's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another.
+    Blocks of one class share their code. Inductor's results are kept in danqing's cache folder,
+    unless TORCHINDUCTOR_CACHE_DIR names another. diffusers' `compile_repeated_blocks` does the
+    same, but not for every transformer: SD3's does not name its blocks (diffusers 0.42.1).
 
     Args:
-        transformer: of diffusers, where it is computed.
-        backend: what torch.compile takes.
+        transformer: on the device that computes it.
+        backend: a backend of torch.compile.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+    from danqing.models.streaming import blocks_of
+
     keep_compiled(default_cache_dir())
-    module: Any = transformer
-    module.compile_repeated_blocks(backend=backend)
+    for _, block in blocks_of(transformer):
+        block.compile(backend=backend)
 
 
 @contextlib.contextmanager

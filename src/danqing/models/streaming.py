@@ -72,7 +72,7 @@ def units_of(module: torch.nn.Module, once: Sequence[str] = ()) -> list[Unit]:
         early.setdefault(block_of(module, name), []).append(unit)
     taken = {tensor for units in early.values() for unit in units for tensor in unit.tensors}
     found = early.get("", [])
-    for name, block in _blocks(module):
+    for name, block in blocks_of(module):
         tensors = _tensors(block, name)
         own = {n: count for n, count in tensors.items() if n not in taken}
         found = [*found, *early.get(name, ()), _unit(name, own)]
@@ -81,21 +81,22 @@ def units_of(module: torch.nn.Module, once: Sequence[str] = ()) -> list[Unit]:
 
 def block_of(module: torch.nn.Module, layer: str) -> str:
     """Return the path of the block that a layer lies in; empty if it lies in none."""
-    return next((name for name, _ in _blocks(module) if layer.startswith(f"{name}.")), "")
+    return next((name for name, _ in blocks_of(module) if layer.startswith(f"{name}.")), "")
 
 
 def _unit(name: str, tensors: Mapping[str, int], *, once: bool = False) -> Unit:
     return Unit(name, tuple(tensors), sum(tensors.values()), once)
 
 
-def _blocks(module: torch.nn.Module, prefix: str = "") -> list[tuple[str, torch.nn.Module]]:
+def blocks_of(module: torch.nn.Module, prefix: str = "") -> list[tuple[str, torch.nn.Module]]:
+    """Return the elements of the outermost lists of layers, with their paths."""
     found = []
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         if isinstance(child, torch.nn.ModuleList):
             found += [(f"{path}.{number}", block) for number, block in enumerate(child)]
         else:
-            found += _blocks(child, f"{path}.")
+            found += blocks_of(child, f"{path}.")
     return found
 
 
