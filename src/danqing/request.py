@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
     from pydantic_core import ErrorDetails
+    from typing_extensions import Self
 
     from danqing.arrays import Array
 
@@ -155,12 +156,13 @@ class Request(BaseModel):
             )
         return self
 
-    def replace(self, **changes: Any) -> Request:
+    def replace(self, **changes: Any) -> Self:
         """Return a copy with some settings changed, validated again."""
-        now = {name: getattr(self, name) for name in Request.model_fields}
-        return Request(**{**now, **changes})
+        kind = type(self)
+        now = {name: getattr(self, name) for name in kind.model_fields}
+        return kind(**{**now, **changes})
 
-    def single(self, index: int) -> Request:
+    def single(self, index: int) -> Self:
         """Return the request for picture `index` alone; its seed must be known."""
         if self.seed is None:
             raise RequestError("the request has no seed yet", hint="resolve it first")

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     OnBytes = Callable[[int], None]
     OnStep = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
+_ALWAYS = frozenset({"prompt", "seed", "num_images_per_prompt"})
+"""Settings that every model takes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -36,10 +39,12 @@ class ModelSpec:
         kind: variant within the family, read from the weights.
         title: how it is shown to people.
         defaults: value of each setting that a request leaves out.
-        no_effect: settings that would change nothing, each with the reason.
+        no_effect: settings that would change nothing, each with the reason. A setting that is
+            neither here, nor has a default, nor is one of `extras` is refused, too.
         size_multiple: height and width are multiples of it, in pixels.
         limits: the largest value of some settings, where the model's own is below the general one.
         own_name: what it is called, where that is not made of family and kind.
+        extras: settings it takes that have no default.
     """
 
     family: str
@@ -50,6 +55,12 @@ class ModelSpec:
     size_multiple: int
     limits: Mapping[str, int]
     own_name: str | None = None
+    extras: frozenset[str] = frozenset()
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """Settings that change the images; all others are refused."""
+        return (_ALWAYS | self.extras | self.defaults.keys()) - self.no_effect.keys()
 
     @property
     def name(self) -> str:
@@ -63,14 +74,7 @@ class ModelSpec:
             NoEffectError: a setting was given that this model would ignore.
             RequestError: a value is beyond this model's limit.
         """
-        for name, reason in self.no_effect.items():
-            if (value := getattr(request, name)) is not None:
-                raise NoEffectError(
-                    f"{name} has no effect in {self.title}: {reason}",
-                    seen=_shown(value),
-                    hint=f"leave out --{name.replace('_', '-')}",
-                    setting=name,
-                )
+        self._refuse_without_effect(request)
         for name, limit in self.limits.items():
             if (getattr(request, name) or 0) > limit:
                 low = (allowed_range(name) or "up to").split(" to ")[0]
@@ -95,6 +99,20 @@ class ModelSpec:
                     f"{name} {asked} is no multiple of {multiple}: {changes[name]} is used"
                 )
         return request.replace(**changes), tuple(notes)
+
+    def _refuse_without_effect(self, request: Request) -> None:
+        """Refuse every setting that is not in `takes`, also those of a `Request` to come."""
+        for name in sorted(request.model_fields_set - self.takes):
+            value = getattr(request, name)
+            if value is None or value == type(request).model_fields[name].default:
+                continue
+            reason = self.no_effect.get(name, "it does not take this setting")
+            raise NoEffectError(
+                f"{name} has no effect in {self.title}: {reason}",
+                seen=_shown(value),
+                hint=f"leave out --{name.replace('_', '-')}",
+                setting=name,
+            )
 
 
 def _shown(value: Any) -> Any:

@@ -90,6 +90,7 @@ def spec(rows: int | None = None) -> DeepGenSpec:
         },
         size_multiple=MULTIPLE,
         limits={"height": largest, "width": largest},
+        extras=frozenset({"image", "resize", "reference_latent"}),
     )
 
 
