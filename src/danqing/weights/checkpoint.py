@@ -138,16 +138,22 @@ class Component:
         """Return a tensor's rows from `start` to `stop`.
 
         Mapped from disk, so that no byte is read before it is used; but quantised and scaled
-        tensors are widened here, with their scales applied: to `dtype`, or float32.
+        tensors are widened here, with their scales applied: to `dtype`, or float32. An adapter is
+        added to what was widened, in float32, and rounded once.
         """
         entry = self.entries[name]
+        adapter = self.adapters.get(name)
         tensor = self._opened[entry.file].read(entry, start, stop)
-        if entry.dtype in BYTES and (entry.scale is not None or dtype is not None):
+        widen = entry.scale is not None or dtype is not None or adapter is not None
+        if entry.dtype in BYTES and widen:
             import torch
 
             data = tensor.reshape(-1).view(torch.uint8)
-            return self._widened(entry, data, tuple(tensor.shape), (start, stop), dtype=dtype)
-        adapter = self.adapters.get(name)
+            first = dtype if adapter is None else torch.float32
+            tensor = self._widened(entry, data, tuple(tensor.shape), (start, stop), dtype=first)
+            if adapter is None:
+                return tensor
+            return adapter.added_to(tensor, start, stop).to(dtype or torch.float32)
         return tensor if adapter is None else adapter.added_to(tensor, start, stop)
 
     def span(self, name: str, start: int, stop: int) -> Span | None:
@@ -198,6 +204,8 @@ class Component:
         entry = self.entries[name]
         if entry.dtype != "I8" or entry.scale is None or len(entry.shape) != 2:  # noqa: PLR2004
             return None
+        if name in self.adapters:
+            return None  # the bytes alone are not the weight
         scales = self._scales(entry.scale, (start, stop))
         return scales.clone() if scales.numel() > 1 else scales.repeat(stop - start)
 
