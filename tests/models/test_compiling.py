@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_every_family_compiles(
     from danqing.models.streaming import blocks_of
 
     monkeypatch.setattr(Cpu, "compiler", lambda *_: "eager")
-    settings = {"seed": 1, "height": 64, "width": 64, "num_inference_steps": 2}
+    settings: dict[str, Any] = {"seed": 1, "height": 64, "width": 64, "num_inference_steps": 2}
     folder, found = request.getfixturevalue(model), []
     for name in ("off", "inductor"):
         with danqing.open(folder, device="cpu", compile_with=name, placement="resident") as engine:
@@ -71,7 +71,7 @@ def test_every_family_compiles(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_inductor_compiles_deepgen(deepgen: Path) -> None:
-    settings = {"seed": 1, "height": 64, "width": 64, "num_inference_steps": 2}
+    settings: dict[str, Any] = {"seed": 1, "height": 64, "width": 64, "num_inference_steps": 2}
     found = []
     for name in ("off", "inductor"):
         with danqing.open(deepgen, device="cpu", compile_with=name) as engine:

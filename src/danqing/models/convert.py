@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from danqing.models.base import Model
+    from danqing.models.base import Model, ModelSpec
     from danqing.models.loading import Piece, Row
     from danqing.weights import Checkpoint, Component, TensorEntry
 
@@ -103,7 +104,7 @@ def convert(
         raise OutputError("the target exists already", seen=target, allowed="a new folder")
     spec = models.identify(checkpoint)
     model = models.open_model(checkpoint, spec)
-    family = importlib.import_module(f"{models.FAMILIES[spec.family]}.writing")
+    family = _writer(spec)
     if layout not in family.LAYOUTS:
         raise RequestError(
             "there is no such layout to write", seen=layout, allowed=", ".join(family.LAYOUTS)
@@ -134,6 +135,26 @@ def convert(
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _writer(spec: ModelSpec) -> Any:
+    """Return the module of a family that writes its layouts.
+
+    Raises:
+        RequestError: the family has none.
+    """
+    package = models.FAMILIES[spec.family]
+    if importlib.util.find_spec(f"{package}.writing") is None:
+        raise RequestError(
+            f"danqing cannot convert {spec.title}",
+            seen=f"the family {spec.family}, which writes no layout",
+            allowed=", ".join(
+                family
+                for family, home in models.FAMILIES.items()
+                if importlib.util.find_spec(f"{home}.writing") is not None
+            ),
+        )
+    return importlib.import_module(f"{package}.writing")
 
 
 def _check_space(target: Path, total: int) -> None:
