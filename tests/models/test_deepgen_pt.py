@@ -56,6 +56,23 @@ def test_adapters_are_merged_as_peft_merges_them(
     assert len(changed) == sum("lora_" in n for n in torch.load(tmp_path / "model.pt")) // 2 - 1
 
 
+def test_adapted_blocks_are_streamed(deepgen: Path, tmp_path: Path) -> None:
+    toys.write_pt(tmp_path, deepgen)
+    parts = bases(tmp_path, deepgen)
+    found, units = [], []
+    for placement in ("resident", "streamed"):
+        with danqing.open(
+            tmp_path / "model.pt", device="cpu", components=parts, allow_pt=True,
+            placement=placement,
+        ) as engine:  # fmt: skip
+            found.append(engine.generate("a cat", **SMALL).image.tobytes())
+            units.append([unit.name for unit, _ in engine._model.units("vlm")])
+    with danqing.open(deepgen, device="cpu") as engine:
+        plain = [unit.name for unit, _ in engine._model.units("vlm")]
+    assert found[0] == found[1]
+    assert units[0] == units[1] == plain
+
+
 def test_the_language_model_is_written_in_its_own_dtype(deepgen: Path, tmp_path: Path) -> None:
     toys.write_pt(tmp_path, deepgen)
     place = tmp_path / "qwen" / "model.safetensors"

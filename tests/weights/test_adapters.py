@@ -64,8 +64,22 @@ def test_an_adapter_is_added(component: tuple[Component, torch.Tensor]) -> None:
     assert (plain - merged).abs().max() < rounding * merged.abs().max()
     some = part.read("layer.weight", 8, 20, torch.float32)
     assert torch.equal(some.double(), plain[8:20])
-    assert part.span("layer.weight", 0, ROWS) is None  # the file's bytes are not the weight
-    assert part.row_scales("layer.weight", 0, ROWS) is None
+    assert part.row_scales("layer.weight", 0, ROWS) is None  # the bytes are not the weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "component", ["float32", "bfloat16", "fp8", "scaled fp8", "int8"], indirect=True
+)
+def test_streamed_bytes_become_what_is_read(
+    component: tuple[Component, torch.Tensor], dtype: torch.dtype
+) -> None:
+    part, _ = component
+    span = part.span("layer.weight", 0, ROWS)
+    assert span
+    data = torch.frombuffer(bytearray(span.path.read_bytes()), dtype=torch.uint8)
+    found = part.decode("layer.weight", data[span.start : span.stop], (0, ROWS), dtype)
+    assert torch.equal(found.to(dtype), part.read("layer.weight", 0, ROWS, dtype).to(dtype))
 
 
 @pytest.mark.parametrize("component", ["fp8", "scaled fp8", "int8"], indirect=True)

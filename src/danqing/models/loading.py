@@ -198,6 +198,8 @@ def stays_mapped(
     component: Component, piece: Piece, dtype: torch.dtype, device: torch.device
 ) -> bool:
     """Say whether a tensor is used as it lies in the file."""
+    if piece.source in component.adapters:
+        return False
     stored = FLOAT_DTYPES.get(component.entries[piece.source].dtype)
     same = stored is not None and getattr(torch, stored) is dtype is not torch.float32
     return same and device.type == "cpu"

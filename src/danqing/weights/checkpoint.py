@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _FINGERPRINT_BLOCKS = 16
 _FINGERPRINT_BLOCK_BYTES = 4096
+_MERGED_AT_ONCE = 2**22
+"""Numbers of a weight that an adapter is added to in one piece."""
 _START = 2**20
 _WITHOUT_LENGTH = (MAGIC, b"PK", b"\x80")
 """What GGUF files and pickles begin with."""
@@ -59,11 +61,21 @@ class Adapter:
         return self.high.shape[axis], self.low.shape[1 - axis]
 
     def added_to(self, rows: torch.Tensor, start: int, stop: int | None) -> torch.Tensor:
-        """Return rows of the weight, changed in float32 and rounded once."""
+        """Return rows of the weight, changed in float32 and rounded once.
+
+        A part at a time: the float32 copies of a large matrix are memory that no plan counts.
+        """
+        import torch
+
         low, high = (self.file.read(entry).float() for entry in (self.low, self.high))
         if self.turned:
             low, high = low.T, high.T
-        return (rows.float() + self.scale * (high[start:stop] @ low)).to(rows.dtype)
+        merged, high = torch.empty_like(rows), high[start:stop]
+        count = max(1, _MERGED_AT_ONCE // low.shape[1])
+        for first in range(0, len(rows), count):
+            part = slice(first, first + count)
+            merged[part] = rows[part].float() + self.scale * (high[part] @ low)
+        return merged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +172,7 @@ class Component:
         """Return the bytes of a tensor's rows, or None if they are no plain range of a file."""
         entry = self.entries[name]
         file = self._opened[entry.file]
-        place = None if name in self.adapters else file.span(entry, start, stop)
+        place = file.span(entry, start, stop)
         return None if place is None else Span(file.path, file.identity, *place)
 
     def decode(
@@ -177,6 +189,24 @@ class Component:
         """
         start, stop = rows
         entry = self.entries[name]
+        adapter = self.adapters.get(name)
+        if adapter is not None and entry.dtype not in FLOAT_DTYPES:
+            import torch
+
+            wide = self._decoded(entry, data, rows, torch.float32, None)
+            return adapter.added_to(wide, start, stop).to(dtype)
+        plain = self._decoded(entry, data, rows, dtype, out)
+        return plain if adapter is None else adapter.added_to(plain, start, stop)
+
+    def _decoded(
+        self,
+        entry: TensorEntry,
+        data: torch.Tensor,
+        rows: tuple[int, int],
+        dtype: torch.dtype,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        start, stop = rows
         if entry.dtype in BYTES:
             shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
             return self._widened(entry, data, shape, rows, dtype=dtype, out=out)
