@@ -63,6 +63,14 @@ def read_text(path: Path, limit: int | None = None) -> str:
     return read_regular(path, limit).decode("utf-8")
 
 
+def expand(path: str | os.PathLike[str]) -> Path:
+    """Return a path with its `~` filled in; as it is, where there is no such home, as shells do."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def _require_regular(mode: int, path: str | os.PathLike[str]) -> None:
     if stat.S_ISREG(mode):
         return

@@ -8,7 +8,6 @@ digital source type `trainedAlgorithmicMedia`
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import json
@@ -19,7 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danqing.atomic import sync, sync_folder, temporary_file
 from danqing.errors import OutputError, RequestError
+from danqing.files import expand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +68,7 @@ def fill_template(template: str, **values: object) -> Path:
             allowed=" ".join("{" + field + "}" for field in FIELDS),
         )
     try:
-        return Path(template.format(**values)).expanduser()
+        return expand(template.format(**values))
     except (ValueError, TypeError) as error:
         raise RequestError("the output name cannot be filled in", seen=template) from error
 
@@ -139,7 +140,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """
     from PIL import Image, UnidentifiedImageError
 
-    path = Path(path).expanduser()
+    path = expand(path)
     try:
         with Image.open(path) as image:
             text = image.info.get(RECORD_KEY) or _user_comment(image.getexif())
@@ -213,23 +214,18 @@ def _user_comment(exif: Exif) -> str | None:
 
 
 def _write_whole(data: bytes, path: Path, *, overwrite: bool) -> Path:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".danqing-", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        return _publish(temporary, path, overwrite=overwrite)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
+    with temporary_file(path.parent) as (file, temporary):
+        file.write(data)
+        sync(file)
+        name = _publish(temporary, path, overwrite=overwrite)
+    sync_folder(path.parent)
+    return name
 
 
-def _publish(temporary: str, path: Path, *, overwrite: bool) -> Path:
+def _publish(temporary: Path, path: Path, *, overwrite: bool) -> Path:
     """Give the finished file its name; a hard link never replaces what is there."""
     if overwrite:
-        Path(temporary).replace(path)
+        temporary.replace(path)
         return path
     for number in range(MAX_NAMES):
         name = path if number == 0 else path.with_name(f"{path.stem}-{number}{path.suffix}")
@@ -242,15 +238,9 @@ def _publish(temporary: str, path: Path, *, overwrite: bool) -> Path:
                 raise
             if name.exists():  # this file system has no hard links
                 continue
-            Path(temporary).rename(name)
+            temporary.rename(name)
         return name
     raise OutputError("no free name is left", seen=path, hint="choose another, or --overwrite")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 _REASONS = {

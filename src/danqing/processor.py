@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import os
 import platform
 import re
 import shutil
@@ -19,12 +18,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from danqing.cache import cache_folder
+from danqing.atomic import lock, temporary_folder
+from danqing.cache import cache_folder, make_folder
 
 _FLAGS = [
     "-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-ffp-contract=off",
 ]  # fmt: skip
 _NAME = "kernels.so"
+_LOCK_SECONDS = 300.0
 
 
 @lru_cache(maxsize=1)
@@ -88,18 +89,12 @@ def _folder(source: Path, compiler: str, threads: str) -> Path:
 
 
 def _compile(source: Path, compiler: str, threads: str, built: Path) -> bool:
-    """Compile beside the cache and move it there whole; two at a time do no harm."""
-    work = built.parent.with_name(f".{built.parent.name}-{os.getpid()}")
+    """Compile for the cache, whole or not at all; of many first starts, one compiles."""
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        thing, library = str(work / "kernels.o"), str(work / _NAME)
-        for command in (
-            [compiler, *_FLAGS, "-c", str(source), "-o", thing],
-            [compiler, "-shared", thing, threads, "-o", library],
-        ):
-            subprocess.run(command, check=True, capture_output=True)
-        built.parent.mkdir(parents=True, exist_ok=True)
-        Path(library).replace(built)
+        make_folder(home := built.parent.parent)
+        with lock(home, seconds=_LOCK_SECONDS):
+            if not built.is_file():
+                _build(source, compiler, threads, built)
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()
         sys.stderr.write(
@@ -109,6 +104,17 @@ def _compile(source: Path, compiler: str, threads: str, built: Path) -> bool:
         return False
     except OSError:
         return False  # nowhere to write
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return True
+
+
+def _build(source: Path, compiler: str, threads: str, built: Path) -> None:
+    with temporary_folder(built.parent.parent) as work:
+        thing, library = work / "kernels.o", work / _NAME
+        commands: tuple[list[str | Path], ...] = (
+            [compiler, *_FLAGS, "-c", source, "-o", thing],
+            [compiler, "-shared", thing, threads, "-o", library],
+        )
+        for command in commands:
+            subprocess.run(command, check=True, capture_output=True)
+        built.parent.mkdir(exist_ok=True)
+        library.replace(built)

@@ -60,7 +60,8 @@ def measured(device: Device, dtype: str, file: Path) -> Rates:
     key = f"{device.name} {device.chip} {device.threads} {dtype} {file.stat().st_dev}"
     kept: Any = read_table(place).get(key)
     try:
-        if time.time() - kept.pop("when") < _KEPT_SECONDS:
+        # a date in the future is of a clock that was wrong
+        if 0 <= time.time() - kept.pop("when") < _KEPT_SECONDS:
             return Rates(**kept)
     except (TypeError, KeyError, AttributeError):
         pass  # nothing is kept, or not in this form

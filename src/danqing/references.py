@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.errors import RequestError
+from danqing.files import expand
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,7 +84,7 @@ def _read(given: Any) -> Reference:
     if isinstance(given, Mapping):
         return _from_record(given)
     if isinstance(given, (str, Path)):
-        return _from_file(Path(given).expanduser())
+        return _from_file(expand(given))
     from PIL.Image import Image
 
     if isinstance(given, Image):
@@ -102,7 +103,7 @@ def _from_record(record: Mapping[str, Any]) -> Reference:
             "the reference image was given from memory, so it cannot be found again",
             hint="name it: --image FILE",
         )
-    found = _from_file(Path(place).expanduser())
+    found = _from_file(expand(place))
     if found.pixels_sha256 != wanted:
         raise RequestError(
             "the reference image is not the one the picture was made from",
@@ -206,5 +207,8 @@ def _from_sixteen_bit(image: Image) -> Image:
 
 def tilde(path: Path) -> str:
     """Shorten the home folder to `~`: a shared picture need not name its maker's account."""
-    home = Path.home()
+    try:
+        home = Path.home()
+    except RuntimeError:  # HOME is not set, and the user is in no list of users
+        return str(path)
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

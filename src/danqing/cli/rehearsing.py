@@ -6,10 +6,10 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danqing.cli.scratch import scratch_folder
 from danqing.devices.ascend_chips import CHIPS, chip_named
 from danqing.devices.simulated.rehearsal import STOPS
 from danqing.errors import RequestError
@@ -46,8 +46,8 @@ def run(
     if chip_named(chip) is None:
         known = ", ".join(one.name for one in CHIPS)
         raise RequestError("there is no such chip", seen=chip, allowed=known)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "findings.json"
+    with scratch_folder() as folder:
+        place = folder / "findings.json"
         options = ["--chip", chip, "--devices", str(devices), "--findings", str(place)]
         options += [] if memory is None else ["--memory", str(memory)]
         child = subprocess.run(  # noqa: S603

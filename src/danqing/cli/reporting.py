@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danqing.atomic import write_whole
 from danqing.cli.generate import Printer, open_engine, open_weights
+from danqing.cli.scratch import scratch_folder
 from danqing.cli.verify import (
     ANY,
     check_rung,
@@ -23,6 +23,7 @@ from danqing.cli.verify import (
     with_request_of,
 )
 from danqing.errors import OutputError
+from danqing.files import expand
 from danqing.report import collect, document
 from danqing.report.changes import changes
 from danqing.report.document import read_report
@@ -35,6 +36,7 @@ from danqing.verify.sanity import look_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from danqing.cli.verify import TraceJob
     from danqing.engine import Engine
@@ -119,7 +121,7 @@ def write(found: document.Report, folder: Path) -> None:
 
 def run_views(place: str) -> bool:
     """Write the views of a report again, from its JSON; return whether its verdicts passed."""
-    path = Path(place).expanduser()
+    path = expand(place)
     found = read_report(path)
     write(found, path.parent)
     print(path.parent / "report.html")
@@ -128,7 +130,7 @@ def run_views(place: str) -> bool:
 
 def run_comparison(before: str, after: str, *, as_json: bool) -> bool:
     """Print what changed between two reports; return whether no verdict got worse."""
-    found = changes(*(read_report(Path(place).expanduser()) for place in (before, after)))
+    found = changes(*(read_report(expand(place)) for place in (before, after)))
     if as_json:
         print(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=1))
     else:
@@ -145,7 +147,7 @@ def _case(asked: ReportJob, job: TraceJob, name: Any) -> tuple[document.Case, di
     say = Printer(quiet=asked.quiet, as_json=False)
     prefix = name.replace(" ", "-")
     checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         with open_engine(checkpoint, job.opening) as engine:
             say.plan(engine)
             settings = dict(job.settings)
@@ -162,7 +164,7 @@ def _case(asked: ReportJob, job: TraceJob, name: Any) -> tuple[document.Case, di
             repeats = check_determinism(
                 engine,
                 request,
-                folder=Path(scratch),
+                folder=scratch,
                 in_another_process=_elsewhere(job, request, engine) if asked.process else None,
                 batch=asked.batch,
             )
@@ -235,12 +237,12 @@ def _elsewhere(job: TraceJob, request: Request, engine: Engine) -> Callable[[Pat
 
 
 def _against(
-    asked: ReportJob, job: TraceJob, scratch: str, prefix: str, say: Printer
+    asked: ReportJob, job: TraceJob, folder: Path, prefix: str, say: Printer
 ) -> tuple[document.Parity | None, list[document.Switch]]:
     """Judge against the reference, and the switches against the run without them."""
     if asked.reference == NONE and not asked.switches:
         return None, []
-    parity, folder = None, Path(scratch)
+    parity = None
     if asked.reference != NONE:
         say.note(f"{prefix}: against {asked.reference}")
         baseline, opened = parity_baseline(
@@ -288,16 +290,13 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.part")
     try:
-        unfinished.write_text(text, "utf-8")
-        unfinished.replace(path)
+        with write_whole(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise OutputError(
             "the report cannot be written", seen=f"{path}: {error.strerror or error}"
         ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _print(found: document.Report, asked: ReportJob) -> None:

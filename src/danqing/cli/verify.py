@@ -6,9 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.cli.generate import (
@@ -20,6 +18,7 @@ from danqing.cli.generate import (
     read_memory,
 )
 from danqing.cli.options import setting_names
+from danqing.cli.scratch import scratch_folder
 from danqing.cli.verdicts import (
     comparison_lines,
     comparison_report,
@@ -31,6 +30,7 @@ from danqing.cli.verdicts import (
 )
 from danqing.devices import OWN_ATTENTION
 from danqing.errors import DanqingError, RequestError, TraceError
+from danqing.files import expand
 from danqing.quantities import size
 from danqing.request import Request
 from danqing.verify.determinism import check_determinism, measure_cost, record
@@ -49,6 +49,7 @@ from danqing.verify.trace import Trace, read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from danqing.verify.invariance import Switch
     from danqing.verify.parity import Baseline
@@ -165,7 +166,7 @@ def run_trace(job: TraceJob, out: str, *, digests: bool, depth: str, quiet: bool
         trace = record(
             engine,
             request,
-            Path(out).expanduser(),
+            expand(out),
             digests=digests,
             inside=(lambda component, path, _: path in wanted[component]) if wanted else None,
             sample=SAMPLE,
@@ -217,7 +218,7 @@ def run_determinism(
 ) -> bool:
     """Run again and again; print what was found, and return whether it passed."""
     check_rung(require)
-    with _opened(job, quiet=quiet or as_json) as engine, tempfile.TemporaryDirectory() as folder:
+    with _opened(job, quiet=quiet or as_json) as engine, scratch_folder() as folder:
         request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
 
         def elsewhere(place: Path) -> Trace:
@@ -226,7 +227,7 @@ def run_determinism(
         found = check_determinism(
             engine,
             request,
-            folder=Path(folder),
+            folder=folder,
             in_another_process=elsewhere if process else None,
             batch=batch,
         )
@@ -243,7 +244,7 @@ def run_determinism(
 def run_traces(candidate: str, reference: str, *, require: str, as_json: bool) -> bool:
     """Compare two traces; print what was found, and return whether it passed."""
     check_rung(require)
-    traces = [read_trace(Path(place).expanduser()) for place in (candidate, reference)]
+    traces = [read_trace(expand(place)) for place in (candidate, reference)]
     found = compare_traces(*traces)
     if as_json:
         print(json.dumps(comparison_report(found), ensure_ascii=False, indent=1))
@@ -271,14 +272,14 @@ def run_parity(
 ) -> bool:
     """Compare a device with another; print the verdict, and return whether it passed."""
     check_rung(require, RUNGS)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         baseline, opened = parity_baseline(
-            job, reference, Path(folder), prompted=prompted, quiet=quiet or as_json
+            job, reference, folder, prompted=prompted, quiet=quiet or as_json
         )
         found = judge(baseline, opened)
     away = None
     if lpips is not None:
-        away = measure_lpips(found.candidate.image, found.image, Path(lpips).expanduser())
+        away = measure_lpips(found.candidate.image, found.image, expand(lpips))
     if as_json:
         print(json.dumps({**report(found), "lpips": away}, ensure_ascii=False, indent=1))
     else:
@@ -340,7 +341,7 @@ def with_request_of(job: TraceJob, trace: Trace, *, prompted: bool) -> TraceJob:
 
 def trace_at(reference: str) -> Trace | None:
     """Open the reference if it is a file; a device's name is none."""
-    place = Path(reference).expanduser()
+    place = expand(reference)
     return read_trace(place) if place.is_file() or place.suffix == ".trace" else None
 
 
@@ -385,10 +386,8 @@ def run_invariance(
 ) -> bool:
     """Judge every switch; print the table, and return whether all passed."""
     check_rung(require, (*RUNGS[:2],))
-    with tempfile.TemporaryDirectory() as folder:
-        found = judge_switches(
-            job, Path(folder), batch=batch, compiled=compiled, quiet=quiet or as_json
-        )
+    with scratch_folder() as folder:
+        found = judge_switches(job, folder, batch=batch, compiled=compiled, quiet=quiet or as_json)
     if as_json:
         print(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=1))
     else:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danqing.atomic import write_whole
 from danqing.errors import NoEffectError, OutputError, RequestError
 from danqing.evalsets.rows import ADDED, picture_of, read_rows
 from danqing.pictures import save
@@ -239,10 +240,9 @@ def _first(row: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 def _write(place: Path, data: bytes) -> None:
     """Write a small file, whole or not at all."""
-    unfinished = place.with_name(f".{place.name}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(data)
-        unfinished.replace(place)
+        with write_whole(place) as file:
+            file.write(data)
     except OSError as error:
         raise OutputError("a file cannot be written", seen=f"{place}: {error.strerror}") from error

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from danqing import models
+from danqing.atomic import sweep, sync, sync_folder, temporary_folder
 from danqing.errors import OutputError, RequestError
 from danqing.models.loading import changed, joined, shapes_of
 from danqing.weights import QUANTISED
@@ -100,6 +100,7 @@ def convert(
     """
     if dtype not in _CHOICES:
         raise RequestError("there is no such dtype", seen=dtype, allowed=", ".join(_CHOICES))
+    sweep(target.parent)  # a run that was killed when it was done may have left its temporary
     if target.exists():
         raise OutputError("the target exists already", seen=target, allowed="a new folder")
     spec = models.identify(checkpoint)
@@ -112,8 +113,6 @@ def convert(
     plan: TargetLayout = family.LAYOUTS[layout](model, dtype)
     total = sum(row.size_bytes for file in plan.files for row in file.tensors)
     _check_space(target, total)
-    unfinished = target.with_name(f".{target.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
     done = released = 0
 
     def progress(count: int) -> None:
@@ -125,16 +124,19 @@ def convert(
         on_bytes(done, total)
 
     try:
-        for file in plan.files:
-            _write_file(unfinished, file, progress)
-        _write_small(unfinished, plan)
-        unfinished.rename(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(target.parent) as unfinished:
+            folder = unfinished / "whole"  # made with the user's umask; the temporary is private
+            folder.mkdir()
+            for file in plan.files:
+                _write_file(folder, file, progress)
+            _write_small(folder, plan)
+            folder.rename(target)
+        sync_folder(target.parent)
     except OSError as error:
         raise OutputError(
             "the folder cannot be written", seen=f"{target} ({error.strerror or error})"
         ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _writer(spec: ModelSpec) -> Any:
@@ -202,12 +204,18 @@ def _write_small(folder: Path, plan: TargetLayout) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for file in SMALL_FILES:
             if (source / file).is_file():
-                shutil.copy(source / file, folder / name / file)
+                _write_small_file(folder / name / file, (source / file).read_bytes())
 
 
 def _write_json(path: Path, table: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(table, indent=2) + "\n", "utf-8")
+    _write_small_file(path, (json.dumps(table, indent=2) + "\n").encode())
+
+
+def _write_small_file(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        sync(file)
 
 
 # --- tensors -------------------------------------------------------------------------------------

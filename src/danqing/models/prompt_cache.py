@@ -6,15 +6,18 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
-from pathlib import Path
+import time
 from typing import TYPE_CHECKING, Any
+
+from danqing.atomic import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 KEPT = 256
 """Prompts; beyond these, those that were not used for longest are removed."""
+_SLACK_SECONDS = 60.0
 _SUFFIX = ".conditioning.safetensors"
 
 
@@ -79,17 +82,17 @@ class PromptCache:
         about = json.dumps({"fields": fields, "notes": notes})
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            handle, unfinished = tempfile.mkstemp(dir=self._folder, suffix=".part")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(save(tensors, {"about": about}))
-                Path(unfinished).replace(self._place(asked))
-            except OSError:
-                Path(unfinished).unlink(missing_ok=True)
-                raise
+            with write_whole(self._place(asked), mode=0o600) as file:
+                file.write(save(tensors, {"about": about}))
             self._forget_old()
 
     def _forget_old(self) -> None:
-        files = sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
+        now = time.time()
+
+        def used(path: Path) -> float:
+            when = path.stat().st_mtime
+            return when if when <= now + _SLACK_SECONDS else 0.0  # of a clock that was wrong
+
+        files = sorted(self._folder.glob(f"*{_SUFFIX}"), key=used)
         for path in files[:-KEPT]:
             path.unlink(missing_ok=True)

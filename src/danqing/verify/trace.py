@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from danqing.arrays import BITS, Array
+from danqing.atomic import write_whole
 from danqing.errors import OutputError, TraceError
 
 if TYPE_CHECKING:
@@ -159,17 +160,13 @@ class Recorder:
     def finish(self, about: Mapping[str, Any]) -> Trace:
         """Write the file, whole or not at all, and return the trace."""
         header = _header(self.joints, about)
-        unfinished = self._path.with_name(f".{self._path.name}.part")
         try:
-            with unfinished.open("wb") as file:
+            with write_whole(self._path) as file:
                 file.write(len(header).to_bytes(8, "little") + header)
                 self._spool.seek(0)
                 shutil.copyfileobj(self._spool, file)
-            unfinished.replace(self._path)
         except OSError as error:
             raise _unwritable(self._path, error) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
         return read_trace(self._path)
 
 

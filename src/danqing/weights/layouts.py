@@ -22,6 +22,7 @@ from danqing.errors import (
     UnknownModelError,
     UnsafeFileError,
 )
+from danqing.files import expand
 from danqing.weights.checkpoint import Checkpoint, Component, read_json, under
 from danqing.weights.deepgen_pt import LAYOUT as DEEPGEN_PT
 from danqing.weights.deepgen_pt import read_deepgen_pt, with_adapters
@@ -222,8 +223,7 @@ def _read_overrides(
 ) -> tuple[dict[str, Path], dict[str, Component]]:
     """Return the places that the user gave, and the components found there."""
     overrides = {
-        ALIASES.get(name, name): Path(where).expanduser().absolute()
-        for name, where in components.items()
+        ALIASES.get(name, name): expand(where).absolute() for name, where in components.items()
     }
     given: dict[str, Component] = {}
     for name, where in overrides.items():

@@ -9,13 +9,15 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import logging
+import os
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from danqing.atomic import sync, sync_folder, wait_for_lock, write_whole
 from danqing.errors import (
     CheckpointNotFoundError,
     DownloadError,
@@ -299,7 +301,10 @@ class HuggingFace(Hub):
 
         url = hf_hub_url(self._name, file.path, revision=self._commit)
         unfinished = blob.with_name(f"{blob.name}.incomplete")
-        with unfinished.open("ab") as part:
+        with _open_locked(unfinished) as part:
+            if blob.is_file() and blob.stat().st_size == file.size:
+                unfinished.unlink()  # another process finished it while this one waited
+                return
             if part.tell() > file.size:
                 part.truncate(0)
                 part.seek(0)
@@ -316,24 +321,26 @@ class HuggingFace(Hub):
                     if _status(error.__cause__) is not None or failures > _ATTEMPTS:
                         raise
                     time.sleep(1)
-        if not _is_announced(unfinished, file):
-            unfinished.unlink()
-            raise DownloadError(
-                "the file is not what the hub announced; it was removed",
-                seen=f"{self._name}: {file.path}",
-                allowed=f"SHA-256 {file.sha256}" if file.sha256 else f"blob {file.git_sha1}",
-                hint="try again; if it happens once more, the hub or something between is broken",
-            )
-        unfinished.replace(blob)
+            sync(part)
+            if not _is_announced(unfinished, file):
+                unfinished.unlink()
+                raise DownloadError(
+                    "the file is not what the hub announced; it was removed",
+                    seen=f"{self._name}: {file.path}",
+                    allowed=f"SHA-256 {file.sha256}" if file.sha256 else f"blob {file.git_sha1}",
+                    hint="try again; if it happens once more, the hub or something between is "
+                    "broken",
+                )
+            unfinished.replace(blob)
+        sync_folder(blob.parent)
 
     def finish(self) -> Path:
         """Note which commit the revision is, as the client does; return the snapshot."""
         if self._revision != self._commit:
             ref = self._home / "refs" / self._revision
             ref.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = ref.with_name(f".{ref.name}.part")
-            unfinished.write_text(self._commit, "utf-8")
-            unfinished.replace(ref)
+            with write_whole(ref) as file:
+                file.write(self._commit.encode())
         return self._home / "snapshots" / self._commit
 
     def _link(self, file: RemoteFile) -> Path:
@@ -406,6 +413,20 @@ def _network_error(name: str, error: BaseException) -> DownloadError:
             ("what is complete stays; the same command goes on from there"),
         )
     return DownloadError(what, seen=f"{name}: {first[:300]}", hint=hint)
+
+
+def _open_locked(unfinished: Path) -> BinaryIO:
+    """Open a download to append to it, when no other process does so any more."""
+    while True:
+        part = unfinished.open("ab")
+        try:
+            wait_for_lock(part)
+            if unfinished.exists() and os.path.samestat(os.fstat(part.fileno()), unfinished.stat()):
+                return part
+        except BaseException:
+            part.close()
+            raise
+        part.close()  # the other process renamed or removed it
 
 
 def _is_announced(path: Path, file: RemoteFile) -> bool:

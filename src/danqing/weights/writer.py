@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from danqing.atomic import sync
 from danqing.weights.safetensors_file import BITS
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def write(
         for row in ordered:
             file.write(_bytes(row))
             on_bytes(row.size_bytes)
+        sync(file)
 
 
 def _bytes(row: Planned) -> memoryview:

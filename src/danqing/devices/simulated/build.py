@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib.util
 import io
-import os
 import shutil
 import sys
 import sysconfig
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from danqing import cache
+from danqing.atomic import temporary_folder
 from danqing.errors import InstallationError
 
 if TYPE_CHECKING:
@@ -57,30 +57,26 @@ def cache_folder() -> Path:
 
 
 def _compile(folder: Path) -> None:
-    """Compile beside the cache and move it there whole; two at a time do no harm."""
+    """Compile for the cache, whole or not at all."""
     _check_tools()
     from torch.utils.cpp_extension import load as compile_and_load
 
-    work = folder.with_name(f".{folder.name}-{os.getpid()}")
     said = io.StringIO()
     sys.stderr.write("danqing: compiling the simulated device, once for this torch ...\n")
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        with contextlib.redirect_stdout(said):
+        cache.make_folder(folder)
+        with temporary_folder(folder) as work, contextlib.redirect_stdout(said):
             compile_and_load(
                 name=NAME, sources=[str(SOURCE)], extra_cflags=_FLAGS, build_directory=str(work),
                 is_python_module=False, is_standalone=False,
             )  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)
-        (work / f"{NAME}.so").replace(folder / f"{NAME}.so")
+            (work / f"{NAME}.so").replace(folder / f"{NAME}.so")
     except (RuntimeError, OSError) as error:
         raise InstallationError(
             "the simulated device cannot be compiled",
             seen=str(error)[-1500:],
             hint="it needs g++, ninja and Python's headers (python3-dev)",
         ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _check_tools() -> None:
