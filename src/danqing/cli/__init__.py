@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
+import io
 import signal
 import sys
 import traceback
@@ -603,12 +605,11 @@ def report(
     **given: Any,
 ) -> None:
     """Measure everything, and write the report: JSON, Markdown and one HTML page."""
-    from pathlib import Path
-
     from danqing.cli import reporting as reports
     from danqing.cli.options import setting_names
     from danqing.cli.verify import FAILED, trace_job
     from danqing.errors import NoEffectError
+    from danqing.files import expand
 
     if compare is not None or views is not None:
         settings = [name for name, value in given.items() if name in setting_names() and value]
@@ -629,7 +630,7 @@ def report(
         asked = reports.ReportJob(
             job=trace_job(prompt or LOOKED_AT, device, given),
             prompted=prompt is not None,
-            out=Path(out).expanduser(),
+            out=expand(out),
             reference=reference,
             edit=edit,
             repeats=repeats,
@@ -638,7 +639,7 @@ def report(
             process=process,
             switches=switches,
             require=require,
-            lpips=None if lpips is None else Path(lpips).expanduser(),
+            lpips=None if lpips is None else expand(lpips),
             quiet=quiet,
         )
         passed = reports.run(asked)
@@ -861,7 +862,21 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise SystemExit(EXIT_TERMINATED)
 
 
+def _encode_anyway(error: UnicodeError) -> tuple[bytes, int]:
+    """Print the bytes of a file name that is not UTF-8; escape what the terminal cannot show."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":  # how Python keeps a byte that is not text
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return character.encode("ascii", "backslashreplace"), error.start + 1
+
+
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _terminate)
+    codecs.register_error("danqing", _encode_anyway)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="danqing")
     app()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.cli.generate import (
@@ -19,6 +18,7 @@ from danqing.cli.generate import (
 from danqing.cli.progress import make_listener
 from danqing.errors import RequestError
 from danqing.evalsets import PROTOCOLS, paint_set
+from danqing.files import expand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -97,9 +97,9 @@ def run(job: EvalJob) -> None:
             painted = paint_set(
                 engine,
                 protocol,
-                prompts=Path(job.prompts).expanduser(),
-                out=Path(job.out).expanduser(),
-                pictures=Path(job.pictures).expanduser() if job.pictures else None,
+                prompts=expand(job.prompts),
+                out=expand(job.out),
+                pictures=expand(job.pictures) if job.pictures else None,
                 name=job.file_name,
                 rules=job.rules,
                 limit=job.limit,

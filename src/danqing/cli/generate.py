@@ -8,7 +8,6 @@ import json
 import re
 import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.cli.offline import offline_proof
@@ -21,6 +20,7 @@ from danqing.errors import (
     OutputError,
     RequestError,
 )
+from danqing.files import expand
 from danqing.models import identify
 from danqing.pictures import check_target, fill_template, read_record
 from danqing.plan import ATTENTION
@@ -30,6 +30,7 @@ from danqing.weights import POCKET, Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from danqing.engine import Engine
     from danqing.models.base import ModelSpec
@@ -134,7 +135,7 @@ def _run(job: Job) -> None:
     _check_effect(job, targets)
     opening = planned_for(opening, spec, targets)
     if job.prompt_cache is not None:
-        opening = replace(opening, prompt_cache=Path(job.prompt_cache).expanduser())
+        opening = replace(opening, prompt_cache=expand(job.prompt_cache))
     with open_engine(checkpoint, opening) as engine:
         say = Printer(quiet=job.quiet, as_json=job.json_lines)
         say.plan(engine)
@@ -291,7 +292,7 @@ def read_prompts(place: str) -> Iterator[tuple[int, dict[str, Any]]]:
     A line that begins with `{` is a JSON object with at least a prompt; any other is a prompt.
     """
     try:
-        text = sys.stdin.read() if place == "-" else Path(place).expanduser().read_text("utf-8-sig")
+        text = sys.stdin.read() if place == "-" else expand(place).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError("the prompts file cannot be read", seen=f"{place}: {error}") from error
     for number, line in enumerate(text.splitlines(), start=1):

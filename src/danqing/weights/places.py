@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from danqing.cache import caches, in_home
 from danqing.errors import CheckpointNotFoundError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def find(given: str | Path) -> Path:
     Raises:
         CheckpointNotFoundError: there is none; the message lists where it was looked for.
     """
-    place = Path(given).expanduser().absolute()
+    place = in_home(str(given)).absolute()
     if place.exists():
         return place
     if str(given) in BUILT_IN:
@@ -115,23 +116,22 @@ def _snapshot(place: Path) -> Path | None:
 def named_folders() -> list[Path]:
     """Return the folders named in DANQING_MODELS."""
     parts = os.environ.get(MODELS_VARIABLE, "").split(os.pathsep)
-    return [Path(part).expanduser().absolute() for part in parts if part]
+    return [in_home(part).absolute() for part in parts if part]
 
 
 def hugging_face_cache() -> Path:
     """Return the folder of Hugging Face's cache, by the same variables as its client."""
     if given := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(given).expanduser()
+        return in_home(given)
     if home := os.environ.get("HF_HOME"):
-        return Path(home).expanduser() / "hub"
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "huggingface" / "hub"
+        return in_home(home) / "hub"
+    return caches() / "huggingface" / "hub"
 
 
 def model_scope_cache() -> Path:
     """Return the folder of ModelScope's cache, by the same variable as its client."""
     given = os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope"
-    return Path(given).expanduser()
+    return in_home(given)
 
 
 def free_bytes(place: Path) -> int:
