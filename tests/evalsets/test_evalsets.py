@@ -80,7 +80,8 @@ def write_wise(folder: Path) -> Path:
 
 
 def write_corebench(folder: Path) -> Path:
-    (folder / "C-MI.json").write_text(json.dumps([{"ID": "C-MI-1", "Prompt": "a street"}]))
+    rows = {"C-MI-001": {"Prompt": "a street", "Checklist": [{"question": "Is it a street?"}]}}
+    (folder / "C-MI.json").write_text(json.dumps(rows))
     return folder / "C-MI.json"
 
 
@@ -90,6 +91,9 @@ def write_cvtg(folder: Path) -> Path:
         for areas in (2, 3):
             rows = {"data_list": [{"index": 0, "prompt": f"{areas} signs", "carrier_list": []}]}
             (folder / "CVTG-2K" / kind / f"{areas}.json").write_text(json.dumps(rows))
+            table = {str(row["index"]): row for row in rows["data_list"]}  # as the dataset has it
+            combined = folder / "CVTG-2K" / kind / f"{areas}_combined.json"
+            combined.write_text(json.dumps(table))
     return folder / "CVTG-2K"
 
 
@@ -143,7 +147,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
     "dpg-bench": (write_dpg, {"COCOval2014000000000139.png", "drawtext1.png"}),
     "unigenbench": (write_unigenbench, {f"{n}_{i}.png" for n in (7, 9) for i in range(4)}),
     "wise": (write_wise, {f"{n}.png" for n in (1, 2, 401, 402)}),
-    "t2i-corebench": (write_corebench, {f"C-MI-1_{i}.png" for i in range(4)}),
+    "t2i-corebench": (write_corebench, {f"C-MI/C-MI-001-{i}.png" for i in range(4)}),
     "cvtg-2k": (write_cvtg, {f"{k}/{a}/0.png" for k in ("CVTG", "CVTG-Style") for a in (2, 3)}),
     "imgedit": (write_imgedit, {"1082.png", "673.png"}),
     "gedit": (
@@ -229,6 +233,31 @@ def test_what_was_interrupted_goes_on_to_the_same(engine: danqing.Engine, tmp_pa
         assert read_record(path)["request"]["seed"] == read_record(other)["request"]["seed"]
 
 
+def test_rows_that_share_a_file_name(engine: danqing.Engine, tmp_path: Path) -> None:
+    """Equal ones are painted once; of different ones the second would be dropped in silence."""
+    rows = [{"prompt_id": 1, "Prompt": "a cat"}, {"prompt_id": 1, "Prompt": "a cat"}]
+    (tmp_path / "wise.json").write_text(json.dumps(rows))
+    job: dict[str, Any] = {"prompts": tmp_path / "wise.json", "settings": QUICK}
+    assert paint_set(engine, PROTOCOLS["wise"], out=tmp_path / "out", **job) == 1
+    rows[1]["Prompt"] = "a dog"
+    (tmp_path / "wise.json").write_text(json.dumps(rows))
+    with pytest.raises(RequestError, match="two rows share a file name") as caught:
+        paint_set(engine, PROTOCOLS["wise"], out=tmp_path / "other", **job)
+    assert caught.value.seen == "rows 0 and 1: 1.png"
+    named = {"name": "{number}-{key}.png", **job}
+    assert paint_set(engine, PROTOCOLS["wise"], out=tmp_path / "named", **named) == 2
+
+
+def test_corebench_finds_its_images(engine: danqing.Engine, tmp_path: Path) -> None:
+    """The scorer takes the first three parts of a file's name for a key of its table."""
+    prompts = write_corebench(tmp_path)
+    job: dict[str, Any] = {"prompts": prompts, "out": tmp_path / "out", "settings": QUICK}
+    paint_set(engine, PROTOCOLS["t2i-corebench"], **job)
+    table = json.loads(prompts.read_text())
+    names = [path.name for path in (tmp_path / "out" / "C-MI").glob("*.png")]
+    assert {"-".join(name.split("-")[:3]) for name in names} == set(table)
+
+
 def test_pictures_made_otherwise_are_not_mixed(engine: danqing.Engine, tmp_path: Path) -> None:
     prompts, out = write_wise(tmp_path), tmp_path / "out"
     paint_set(engine, PROTOCOLS["wise"], prompts=prompts, out=out, limit=1, settings=QUICK)
@@ -293,7 +322,6 @@ def test_from_the_command_line(deepgen: Path, tmp_path: Path) -> None:
         *command, "--out", tmp_path / "o", "--height", 64, "--width", 64, "--steps", 1
     )
     assert done.returncode == 0, done.stderr
-    assert "is a guess" in done.stderr
     assert "4 pictures painted" in done.stderr
     done = run_danqing("eval-set", "--list")
     assert all(name in done.stdout for name in PROTOCOLS)

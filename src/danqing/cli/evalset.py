@@ -53,7 +53,7 @@ def list_protocols(*, as_json: bool) -> None:
         rows = {
             name: {
                 "title": one.title, "edits": one.edits, "images": one.images, "file": one.file,
-                "settings": one.common, "confirmed": one.confirmed,
+                "settings": one.common,
             }
             for name, one in PROTOCOLS.items()
         }  # fmt: skip
@@ -61,8 +61,7 @@ def list_protocols(*, as_json: bool) -> None:
         return
     for name, one in PROTOCOLS.items():
         kind = "edits" if one.edits else "words"
-        guess = "" if one.confirmed else "  (a guess: see --name)"
-        print(f"{name:<14} {one.title:<14} {kind}  {one.images} a prompt  {one.file}{guess}")
+        print(f"{name:<14} {one.title:<14} {kind}  {one.images} a prompt  {one.file}")
 
 
 def run(job: EvalJob) -> None:
@@ -88,11 +87,6 @@ def run(job: EvalJob) -> None:
     with open_engine(checkpoint, opening) as engine:
         say = Printer(quiet=job.quiet, as_json=False)
         say.plan(engine)
-        if not protocol.confirmed and job.file_name is None:
-            say.note(
-                f"how {protocol.title}'s scorer wants the files named is not known for sure: "
-                f"{protocol.file} is a guess, --name changes it"
-            )
         with make_listener(quiet=job.quiet) as listen:
             painted = paint_set(
                 engine,

@@ -72,15 +72,15 @@ def paint_set(
             f"{protocol.title} edits pictures, and {engine.spec.title} does not",
             seen=engine.spec.name,
         )
-    rows = read_rows(prompts)[:limit]
+    rows = read_rows(prompts, within=protocol.rows)[:limit]
     root = pictures or (prompts if prompts.is_dir() else prompts.parent)
     common = _settings(engine, protocol, settings)
     _check_state(engine, protocol, out, {**common, "name": name, "rules": rules})
+    count = 1 if protocol.grid else common["num_images_per_prompt"]
+    targets = _targets(protocol, rows, name or protocol.file, count, out)
     painted = 0
     for number, row in enumerate(rows):
-        count = 1 if protocol.grid else common["num_images_per_prompt"]
-        template = name or protocol.file
-        files = tuple(_place(template, protocol, row, number, index, out) for index in range(count))
+        files = targets[number]
         there = all(file.exists() for file in files)
         if not there:
             request = _request(protocol, row, number, root=root, rules=rules, common=common)
@@ -88,6 +88,37 @@ def paint_set(
             painted += _paint(engine, protocol, request, files, batch=batch, listen=listen)
         on_task(number + 1, len(rows), there)
     return painted
+
+
+def _targets(
+    protocol: Protocol, rows: Sequence[Mapping[str, Any]], template: str, count: int, out: Path
+) -> list[tuple[Path, ...]]:
+    """Return the files of each row's images.
+
+    Raises:
+        RequestError: two rows that ask for different images have one file name: the second would
+            count as painted already.
+    """
+    found: list[tuple[Path, ...]] = []
+    known: dict[Path, int] = {}
+    for number, row in enumerate(rows):
+        files = tuple(_place(template, protocol, row, number, index, out) for index in range(count))
+        other = known.setdefault(files[0], number)
+        if other != number and _asks(protocol, rows[other]) != _asks(protocol, row):
+            raise RequestError(
+                "two rows share a file name",
+                seen=f"rows {other} and {number}: {files[0].relative_to(out)}",
+                allowed="one prompt for each file name",
+                hint="--prompts with one file of them, or --name with a field that differs",
+            )
+        found.append(files)
+    return found
+
+
+def _asks(protocol: Protocol, row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what tells one row's images from another's."""
+    image = _first(row, protocol.image)
+    return _first(row, protocol.prompt), row.get("rules"), repr(image) if image else None
 
 
 def _settings(engine: Engine, protocol: Protocol, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,8 +247,10 @@ def _place(  # noqa: PLR0917
     Raises:
         RequestError: the row lacks a field of it, or the name leads out of the folder.
     """
-    key = _first(row, protocol.key)
-    fields = {**row, "key": number if key is None else key, "number": number, "index": index}
+    key = _first(row, (*protocol.key, "key"))
+    key = number if key is None else key
+    group = "-".join(str(key).split("-")[:2])
+    fields = {**row, "key": key, "group": group, "number": number, "index": index}
     try:
         relative = Path(name.format(**fields))
     except (KeyError, ValueError, IndexError, AttributeError) as error:

@@ -24,15 +24,15 @@ class Protocol:
         key: keys under which a row may keep its own name; else its number in the file is taken.
         image: keys under which a row may keep the picture to edit; none if it paints from words.
         images: pictures of each prompt.
-        file: name of each picture's file: {key}, {number} (of the row, from 0), {index} (of the
-            picture, from 0), {stem} (of the prompts file), {folder} (it lies in), and any key of
-            the row.
+        rows: key of the list of rows in a JSON file; files without it are not read. None: a list,
+            a table of rows by their keys, or a table with one list in it.
+        file: name of each image's file: {key}, {number} (of the row, from 0), {index} (of the
+            image, from 0), {stem} (of the prompts file), {folder} (it lies in), {group} (the
+            key up to its second dash), and any key of the row.
         settings: beyond the common ones.
         grid: whether the pictures of a prompt are put into one, two by two.
         row: name of a file that gets the row itself, if the scorer wants one.
         source: name of a file that gets the picture to edit, if the scorer wants one.
-        confirmed: whether the names are known from the benchmark's own instructions; if not, they
-            are a guess, and `--name` changes them.
     """
 
     title: str
@@ -40,12 +40,12 @@ class Protocol:
     key: tuple[str, ...] = ()
     image: tuple[str, ...] = ()
     images: int = 1
+    rows: str | None = None
     file: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     grid: bool = False
     row: str | None = None
     source: str | None = None
-    confirmed: bool = True
 
     @property
     def edits(self) -> bool:
@@ -89,12 +89,16 @@ PROTOCOLS: dict[str, Protocol] = {
     "t2i-corebench": Protocol(
         title="T2I-CoREBench",
         prompt=("Prompt", "prompt"),
-        key=("ID", "id"),
+        key=("ID", "id", "key"),
         images=4,
-        file="{key}_{index}.png",
-        confirmed=False,
+        file="{group}/{key}-{index}.png",
     ),
-    "cvtg-2k": Protocol(title="CVTG-2K", key=("index", "id"), file="{folder}/{stem}/{key}.png"),
+    "cvtg-2k": Protocol(
+        title="CVTG-2K",
+        key=("index", "id"),
+        rows="data_list",  # beside each file lies the same as a table, in *_combined.json
+        file="{folder}/{stem}/{key}.png",
+    ),
     "imgedit": Protocol(
         title="ImgEdit",
         prompt=("prompt", "instruction"),
@@ -123,7 +127,6 @@ PROTOCOLS: dict[str, Protocol] = {
         key=("idx", "id", "key"),
         image=("original_image_path", "input_image", "image"),
         file="{name}/{key}.png",
-        confirmed=False,
     ),
 }
 """By the name on the command line."""

@@ -18,10 +18,14 @@ ADDED = ("stem", "folder")
 _ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 
 
-def read_rows(place: Path) -> list[dict[str, Any]]:
+def read_rows(place: Path, *, within: str | None = None) -> list[dict[str, Any]]:
     """Return the rows of a file, or of all files in a folder in the order of their names.
 
     Each row also has `stem` and `folder`, of the file it came from.
+
+    Args:
+        place: a file or a folder.
+        within: key of the list of rows in a JSON file; a file without it has none.
 
     Raises:
         RequestError: there is nothing to read, or it is of no known form.
@@ -34,7 +38,7 @@ def read_rows(place: Path) -> list[dict[str, Any]]:
         found = [
             {**row, "stem": file.stem, "folder": file.parent.name}
             for file in files
-            for row in _read(file)
+            for row in _read(file, within)
         ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RequestError("the prompts cannot be read", seen=f"{place}: {error}") from error
@@ -45,7 +49,7 @@ def read_rows(place: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _read(file: Path) -> Iterator[dict[str, Any]]:
+def _read(file: Path, within: str | None) -> Iterator[dict[str, Any]]:
     if file.suffix == ".parquet":
         yield from _read_parquet(file)
         return
@@ -57,7 +61,10 @@ def _read(file: Path) -> Iterator[dict[str, Any]]:
             if line.strip():
                 yield _table(_json(line, f"{file}, line {number}"), f"{file}, line {number}")
     elif file.suffix == ".json":
-        yield from _rows_of(_json(text, str(file)), str(file))
+        found = _json(text, str(file))
+        if within is not None and isinstance(found, dict):
+            found = found.get(within, [])
+        yield from _rows_of(found, str(file))
     elif file.suffix == ".txt":
         yield {"prompt": next((line.strip() for line in text.splitlines() if line.strip()), "")}
     else:
