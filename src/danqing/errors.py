@@ -169,6 +169,24 @@ class OutputError(DanqingError):
     http_status = 507
 
 
+class JournalError(OutputError):
+    """A server's journal cannot be opened, read or written."""
+
+    http_status = 500
+
+
+class JournalFullError(JournalError):
+    """The disk that holds a server's journal is full."""
+
+    http_status = 507
+
+
+class JournalBusyError(JournalError):
+    """A server's journal, or an earlier request with the same Idempotency-Key, took too long."""
+
+    http_status = 503
+
+
 class TraceError(DanqingError):
     """A trace cannot be read, or two cannot be compared."""
 

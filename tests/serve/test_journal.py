@@ -73,7 +73,7 @@ def test_one_server_at_a_time_and_no_other_file(tmp_path: Path) -> None:
     newer = tmp_path / "newer.db"
     with sqlite3.connect(newer) as base:
         base.execute("PRAGMA user_version = 99")
-    with pytest.raises(OutputError, match="another version"):
+    with pytest.raises(OutputError, match="newer version of danqing"):
         Journal(newer)
 
 

@@ -14,6 +14,9 @@ from danqing.errors import (
     DanqingError,
     DeadlineError,
     DoesNotFitError,
+    JournalBusyError,
+    JournalError,
+    JournalFullError,
     NoEffectError,
     RefusedPictureError,
     RequestError,
@@ -38,6 +41,9 @@ CODES: dict[type[DanqingError], str] = {
     NoEffectError: "no_effect",
     UnknownSettingError: "unknown_parameter",
     RequestError: "invalid_value",
+    JournalFullError: "journal_full",
+    JournalBusyError: "journal_busy",
+    JournalError: "journal_failed",
 }
 _SERVER_FAULT = 500
 _TOO_MANY = 429
@@ -55,7 +61,7 @@ def describe_error(error: DanqingError) -> tuple[int, dict[str, Any], dict[str, 
     headers = {}
     if isinstance(error, BusyError):
         headers["Retry-After"] = str(error.retry_after)
-    elif isinstance(error, ClosingError):
+    elif isinstance(error, (ClosingError, JournalBusyError)):
         headers["Retry-After"] = "2"
     elif status >= _SERVER_FAULT:
         headers["x-should-retry"] = "false"  # official clients obey: it would fail again

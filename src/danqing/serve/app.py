@@ -16,7 +16,13 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from danqing.errors import DanqingError, NoEffectError, RequestError
+from danqing.errors import (
+    CancelledError,
+    DanqingError,
+    DeadlineError,
+    NoEffectError,
+    RequestError,
+)
 from danqing.request import MAX_IMAGES
 from danqing.serve import answers
 from danqing.serve.bodies import (
@@ -28,13 +34,13 @@ from danqing.serve.bodies import (
     read_picture,
 )
 from danqing.serve.guards import RefusedError
-from danqing.serve.jobs import MEDIA_TYPES, Ended, Finished, Moved, Stepped
+from danqing.serve.jobs import MEDIA_TYPES, Ended, Finished, Moved, Stepped, digest_request
 from danqing.serve.metrics import MEDIA_TYPE
 from danqing.serve.service import plan_order
 from danqing.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 
     from PIL.Image import Image
 
@@ -181,16 +187,18 @@ class _Routes:
         later = _ASYNC in request.headers.get("prefer", "")
         # another thread costs a third of a millisecond each time: only for what may take longer
         order = await _perhaps_elsewhere(bool(images), plan_order, painter, order, service.limits)
-        job = await _perhaps_elsewhere(
+        submitting = _perhaps_elsewhere(
             service.journal is not None,
             service.submit,
             order,
             request.state.client,
             idempotency=idempotency,
-            digest=digest,
+            digest=digest_request(body.model_dump(exclude_none=True), order),
+            sent_digest=digest,
             # who has a name for it may come back
             detached=later or idempotency is not None,
         )
+        job = await self._submitted(submitting)
         base = str(request.base_url).rstrip("/") if body.response_format == "url" else None
         headers = {"x-job-id": job.id}
         if later:
@@ -204,7 +212,23 @@ class _Routes:
         await self._wait(request, job)
         if job.error is not None:
             raise job.error
+        if job.state != "done":  # its client went away, so nobody reads this
+            raise CancelledError("the request ended before the job did")
         return JSONResponse(answers.images_response(service, job, base=base), headers=headers)
+
+    async def _submitted(self, submitting: Coroutine[Any, Any, Job]) -> Job:
+        """Return the accepted job; give up at the deadline, even if the journal's disk hangs."""
+        task = asyncio.ensure_future(submitting)
+        done, _ = await asyncio.wait([task], timeout=self._service.limits.deadline)
+        if not done:
+            task.add_done_callback(self._leave_late)
+            raise DeadlineError("the request was not accepted in time", hint="ask again later")
+        return task.result()
+
+    def _leave_late(self, task: asyncio.Task[Job]) -> None:
+        """Leave a job that was accepted after its client had been answered."""
+        if not task.cancelled() and task.exception() is None:
+            self._service.leave(task.result())
 
     async def _wait(self, request: Request, job: Job) -> None:
         """Wait until a job has ended, or its client went away."""
@@ -225,6 +249,8 @@ class _Routes:
                 one.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
             self._service.leave(job)
+        if waiting[0].done() and not waiting[0].cancelled():
+            waiting[0].result()  # if following failed, that is the answer
 
     async def _events(self, job: Job, *, progress: bool) -> AsyncIterator[bytes]:
         """Yield a job's events as they happen; a sign of life where there is none."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import statistics
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from danqing.errors import (
@@ -17,13 +18,21 @@ from danqing.errors import (
     CancelledError,
     ClosingError,
     DanqingError,
-    DeadlineError,
-    OutputError,
+    JournalBusyError,
+    JournalError,
     RefusedPictureError,
     RequestError,
 )
 from danqing.pictures import encode
-from danqing.serve.jobs import Finished, Job, Moved, Painted, Stepped
+from danqing.serve.jobs import (
+    LATE_SECONDS,
+    Finished,
+    Job,
+    Moved,
+    Painted,
+    Stepped,
+    late_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +48,18 @@ KEPT_BYTES = 128 << 20
 """Of finished pictures that are kept in memory, so that they can be asked for again."""
 KEPT_SECONDS = 3600.0
 KEPT_JOBS = 256
+RESERVED_SECONDS = 10.0
+"""How long a request waits for an earlier one with its Idempotency-Key to be accepted."""
+STOP_SECONDS = 5.0
+"""After the grace at shutdown, how long a running job may take to notice that it was given up."""
+HANGING_SECONDS = 60.0
+"""After that, how long shutdown waits for a device that computes before it leaves it alone."""
+LOOK_SECONDS = 0.5
+"""Between two looks of the thread that keeps the deadlines."""
+REWRITE_SECONDS = 5.0
+"""Between two attempts to write ends of jobs that the journal could not take."""
+TIDY_SECONDS = 600.0
+"""Between two deletions of old jobs from the journal."""
 _RECENT = 32
 """Jobs whose seconds are remembered, to say how long a client should wait."""
 
@@ -188,6 +209,33 @@ class _GivenUpError(Exception):
     """Ends the work from within a listener."""
 
 
+@dataclass(eq=False)
+class _Reservation:
+    """One Idempotency-Key of one client: the first request fills it, the others wait for it.
+
+    Attributes:
+        digest: of what the first request asks for.
+        filled: set when the job or the error is known.
+        job: that the first request became.
+        error: that the first request met.
+    """
+
+    digest: str | None
+    filled: threading.Event = field(default_factory=threading.Event)
+    job: Job | None = None
+    error: DanqingError | None = None
+
+    def fill(self, job: Job) -> None:
+        """Let the others have the job."""
+        self.job = job
+        self.filled.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Let the others have the error."""
+        self.error = error if isinstance(error, DanqingError) else _bug(None)
+        self.filled.set()
+
+
 class Service:
     """Takes jobs, lets workers paint them, and remembers what became of them."""
 
@@ -221,14 +269,20 @@ class Service:
         self._change = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._named: dict[tuple[str, str], Job] = {}
+        self._named: dict[tuple[str, str], _Reservation] = {}
+        self._unwritten: list[tuple[Job, State, DanqingError | None]] = []
         self._pending: Counter[str] = Counter()
         self._seconds: deque[float] = deque(maxlen=_RECENT)
+        # daemons: a device that hangs must not keep the process from ending
         self._threads = [
-            threading.Thread(target=self._work, args=(one,), name=f"danqing-{one.name}")
+            threading.Thread(
+                target=self._work, args=(one,), name=f"danqing-{one.name}", daemon=True
+            )
             for one in self.workers
         ]
-        self._threads.append(threading.Thread(target=self._keep_time, name="danqing-deadlines"))
+        self._threads.append(
+            threading.Thread(target=self._keep_time, name="danqing-deadlines", daemon=True)
+        )
 
     # --- beginning and end ---------------------------------------------------------------------
 
@@ -240,37 +294,60 @@ class Service:
                 raise _closing()
             listen(model, progress)
 
+        self._take_stock()
         for worker in self.workers:
             worker.load(heard)
-        if self.journal is not None:
-            self.journal.forget_old()
-            for job in self.journal.waiting():
-                self._take_up(job)
         with self._change:
+            for job in self._waiting:
+                job.expires = time.monotonic() + self.limits.deadline
             if self.state == "starting":
                 self.state = "ready"
         for thread in self._threads:
             thread.start()
 
-    def _take_up(self, job: Job) -> None:
-        """Queue a job of an earlier life of the server."""
-        job.detached = True
-        job.expires = time.monotonic() + self.limits.deadline
+    def _take_stock(self) -> None:
+        """Take up the jobs of an earlier life of the server, before a client can ask for one."""
+        if self.journal is None:
+            return
+        self.journal.forget_old()
+        jobs = self.journal.waiting()
+        for job in jobs:
+            self._take_up(job)
+        row = {"resumed": len(jobs), "unreadable": self.journal.unreadable}
+        if self.journal.unreadable:
+            log.error("journal opened; jobs that cannot be read failed", extra={"row": row})
+        else:
+            log.info("journal opened", extra={"row": row})
+
+    def _take_up(self, job: Job) -> Job:
+        """Queue a job that only the journal knows, and return it, or the one that is queued."""
         with self._change:
+            known = self._jobs.get(job.id)
+            if known is not None:
+                return known
+            if self.state == "closing":
+                raise _closing()
+            job.detached = True
+            if self.state == "ready":
+                job.expires = time.monotonic() + self.limits.deadline
             self._remember(job)
             self._pending[job.client] += 1
-        if job.order.model not in self.specs:
+            served = job.order.model in self.specs
+            if served:
+                self._waiting.append(job)
+                self._moved()
+                self._change.notify_all()
+        if not served:
             self._end(job, "failed", RequestError("its model is no longer served"))
-            return
-        with self._change:
-            self._waiting.append(job)
-            self._moved()
+        return job
 
     def close(self) -> None:
         """Take nothing on, give back what waits, let what runs finish, and close the engines."""
         self.end_work()
-        for worker in self.workers:
-            worker.close()
+        self._write_again()
+        for worker, thread in zip(self.workers, self._threads, strict=False):
+            if not thread.is_alive():  # an engine that hangs cannot be closed
+                worker.close()
         if self.journal is not None:
             self.journal.close()
 
@@ -278,14 +355,15 @@ class Service:
         """Give back what waits, and what still runs when the time of grace is over."""
         self.refuse_new()
         started = [thread for thread in self._threads if thread.ident is not None]
-        until = time.monotonic() + self.limits.grace
-        for thread in started:
-            thread.join(max(0.0, until - time.monotonic()))
+        _join(started, self.limits.grace)
         for worker in self.workers:
             if (job := worker.job) is not None:
                 job.given_up.set()
-        for thread in started:
-            thread.join()
+        _join(started, STOP_SECONDS)
+        for worker in self.workers:
+            if (job := worker.job) is not None:  # its client gets an answer all the same
+                self._end(job, "given back", _closing())
+        _join(started, HANGING_SECONDS)
 
     def refuse_new(self) -> None:
         """Take nothing on any more, and give back what waits; what runs goes on."""
@@ -334,21 +412,33 @@ class Service:
         return sum(worker.job is not None for worker in self.workers)
 
     def answers(self) -> bool:
-        """Say whether models are loaded and devices compute; one at work does."""
+        """Say whether models are loaded and devices compute; one at work in time does."""
         if self.state != "ready":
             return False
-        return all(worker.job is not None or self._idle_answers(worker) for worker in self.workers)
+        return all(self._worker_answers(worker) for worker in self.workers)
 
     @staticmethod
-    def _idle_answers(worker: Worker) -> bool:
-        return all(painter.answers() for painter in worker.first())
+    def _worker_answers(worker: Worker) -> bool:
+        job = worker.job
+        if job is None:
+            return all(painter.answers() for painter in worker.first())
+        return job.expires is None or time.monotonic() < job.expires + LATE_SECONDS
 
     def job(self, name: str, client: str | None = None) -> Job | None:
-        """Return a job by its id, if it is this client's; None stands for any."""
+        """Return a job by its id, if it is this client's; None stands for any.
+
+        Raises:
+            ClosingError: only the journal may know it, and the server is being stopped.
+            JournalError: the journal cannot be read.
+        """
         with self._change:
             found = self._jobs.get(name)
-        if found is None and self.journal is not None and self.state != "closing":
+        if found is None and self.journal is not None:
+            if self.state == "closing":
+                raise _closing()
             found = self.journal.job(name)
+            if found is not None and client in (None, found.client) and not found.ended:
+                found = self._take_up(found)
         return found if found and client in (None, found.client) else None
 
     # --- jobs ----------------------------------------------------------------------------------
@@ -360,6 +450,7 @@ class Service:
         *,
         idempotency: str | None = None,
         digest: str = "",
+        sent_digest: str = "",
         detached: bool = False,
     ) -> Job:
         """Accept an order, or return the job it became before.
@@ -369,42 +460,94 @@ class Service:
             client: whose it is.
             idempotency: the client's own name of it: the same name is the same job.
             digest: of what was asked.
+            sent_digest: of the body's bytes; jobs of a journal of version 1 have no other.
             detached: it is painted even if nobody waits for it.
 
         Raises:
             BusyError: too much waits already.
             ClosingError: the server is being stopped.
             RequestError: the name stands for another order.
+            JournalError: the journal cannot be read or written.
         """
-        if idempotency is not None:
-            known = self._known(client, idempotency)
-            if known is not None:
-                if known.digest != digest:
-                    raise RequestError(
-                        "the Idempotency-Key was used for another request",
-                        seen=idempotency,
-                        setting="Idempotency-Key",
-                    )
-                return known
         job = Job(
-            order=order, client=client, idempotency=idempotency, digest=digest, detached=detached,
+            order=order, client=client, idempotency=idempotency, digest=digest,
+            sent_digest=sent_digest, detached=detached,
             expires=time.monotonic() + self.limits.deadline,
         )  # fmt: skip
+        if idempotency is None:
+            return self._accept(job)
+        name = (client, idempotency)
         with self._change:
-            self._check_room(client)
-            self._pending[client] += 1
+            self._drop_old()
+            reservation = self._named.get(name)
+            is_first = reservation is None
+            if reservation is None:
+                reservation = self._named[name] = _Reservation(digest)
+        if not is_first:
+            return self._wait_for(reservation, job)
+        try:
+            found = self._find_named(*name) or self._accept(job)
+        except BaseException as error:
+            with self._change:
+                if self._named.get(name) is reservation:
+                    del self._named[name]
+            reservation.fail(error)
+            raise
+        reservation.fill(found)
+        return _same(found, job)
+
+    def _wait_for(self, reservation: _Reservation, job: Job) -> Job:
+        """Return the job of an earlier request with the same Idempotency-Key.
+
+        Raises:
+            DanqingError: the earlier request's, or that it takes too long.
+        """
+        if reservation.job is None and reservation.digest != job.digest:
+            raise _reused(job)
+        if not reservation.filled.wait(min(RESERVED_SECONDS, self.limits.deadline)):
+            raise JournalBusyError(
+                "an earlier request with this Idempotency-Key is still being accepted",
+                seen=job.idempotency,
+                hint="ask again in a moment",
+            )
+        if reservation.error is not None:
+            raise copy.copy(reservation.error)
+        assert reservation.job is not None  # noqa: S101 - filled with a job or an error
+        return _same(reservation.job, job)
+
+    def _find_named(self, client: str, idempotency: str) -> Job | None:
+        """Return the job that the journal has under a name; one that has not ended is queued."""
+        if self.journal is None or self.state == "closing":
+            return None
+        found = self.journal.by_idempotency(client, idempotency)
+        if found is None:
+            return None
+        if not found.ended:
+            return self._take_up(found)
+        with self._change:
+            self._remember(found)
+        return found
+
+    def _accept(self, job: Job) -> Job:
+        """Write a new job into the journal and queue it."""
+        with self._change:
+            self._check_room(job.client)
+            self._pending[job.client] += 1
             self._remember(job)
         try:
             if self.journal is not None:
                 self.journal.accept(job)
-        except Exception:
+        except BaseException:
             with self._change:
                 self._forget(job)
-                self._settle(job)
+                if job.claim():
+                    self._settle(job)
             raise
         with self._change:
             closing = self.state == "closing"
-            if not closing:
+            if job.claimed:  # its deadline passed while it was written
+                self._unwritten.append((job, "failed", late_error(job)))
+            elif not closing:
                 self._waiting.append(job)
                 job.position = len(self._waiting) - 1
                 self._change.notify_all()  # the thread that keeps time waits there, too
@@ -412,14 +555,6 @@ class Service:
             self._end(job, "given back", _closing())
         log.info("accepted", extra=self._about(job, position=job.position))
         return job
-
-    def _known(self, client: str, idempotency: str) -> Job | None:
-        with self._change:
-            self._drop_old()
-            found = self._named.get((client, idempotency))
-        if found is None and self.journal is not None and self.state != "closing":
-            found = self.journal.by_idempotency(client, idempotency)
-        return found
 
     def _check_room(self, client: str) -> None:
         if self.state != "ready":
@@ -466,7 +601,7 @@ class Service:
         while (job := self._next(worker)) is not None:
             try:
                 self._run(worker, job)
-            except Exception:  # the journal's disk, say; the next job must find a worker
+            except BaseException:  # the next job must find a worker, whatever this one raised
                 log.exception("worker failed", extra=self._about(job))
                 self._end(job, "failed", _bug(None))
             finally:
@@ -483,18 +618,57 @@ class Service:
             return job
 
     def _keep_time(self) -> None:
-        """Give up what waits for too long."""
+        """End jobs at their deadline, and keep the journal in order."""
+        rewritten = tidied = time.monotonic()
         while True:
             with self._change:
-                if self._change.wait_for(lambda: self.state == "closing", timeout=1.0):
+                if self._change.wait_for(lambda: self.state == "closing", timeout=LOOK_SECONDS):
                     return
+            try:
+                self._end_late()
                 now = time.monotonic()
-                late = [job for job in self._waiting if (job.expires or now) < now]
-                for job in late:
-                    self._waiting.remove(job)
-                self._moved()
+                if now - rewritten > REWRITE_SECONDS:
+                    rewritten = now
+                    self._write_again()
+                if now - tidied > TIDY_SECONDS and self.journal is not None:
+                    tidied = now
+                    self.journal.forget_old()
+            except Exception:  # it must go on keeping the time
+                log.exception("keeping deadlines failed")
+
+    def _end_late(self) -> None:
+        """End the jobs whose deadline has passed: waiting, running, and hanging in their end."""
+        with self._change:
+            now = time.monotonic()
+            late = [
+                job
+                for job in self._jobs.values()
+                if not job.ended and job.expires is not None and job.expires < now
+            ]
             for job in late:
-                self._end(job, "failed", _late(job))
+                if job in self._waiting:
+                    self._waiting.remove(job)
+            self._moved()
+        for job in late:
+            job.given_up.set()
+            if not job.claimed:
+                self._end(job, "failed", late_error(job))
+            elif job.expires is not None and job.expires + LATE_SECONDS < now:
+                job.end_late()
+
+    def _write_again(self) -> None:
+        """Write the ends of jobs that the journal could not take when they ended."""
+        if self.journal is None:
+            return
+        with self._change:
+            unwritten, self._unwritten = self._unwritten, []
+        for number, (job, state, error) in enumerate(unwritten):
+            try:
+                self.journal.end(job, state, error)
+            except JournalError:
+                with self._change:
+                    self._unwritten = unwritten[number:] + self._unwritten
+                return
 
     def _moved(self) -> None:
         for position, job in enumerate(self._waiting):
@@ -502,11 +676,11 @@ class Service:
                 job.tell(Moved(position))
 
     def _run(self, worker: Worker, job: Job) -> None:
-        job.started, job.state = time.time(), "running"
-        if self.journal is not None:
-            self.journal.start(job)
+        if not job.start():
+            return  # its deadline passed just now
         start = time.perf_counter()
         try:
+            self._note_start(job)
             self._check_time(job)
             self._paint(worker, job)
         except _GivenUpError:
@@ -516,7 +690,7 @@ class Service:
                 self._end(job, "cancelled", _cancelled())
         except DanqingError as error:
             self._end(job, "failed", _without_frames(error))
-        except Exception as error:  # one job's failure must not be the next one's
+        except BaseException as error:  # one job's failure must not be the next one's
             log.exception("a job failed in an unknown way", extra=self._about(job))
             self._end(job, "failed", _bug(error))
             with contextlib.suppress(Exception):
@@ -524,6 +698,14 @@ class Service:
         else:
             self._seconds.append(time.perf_counter() - start)
             self._end(job, "done")
+
+    def _note_start(self, job: Job) -> None:
+        if self.journal is None:
+            return
+        try:
+            self.journal.start(job)
+        except JournalError:  # it counts attempts alone
+            log.exception("the journal lacks that a job began", extra=self._about(job))
 
     def _paint(self, worker: Worker, job: Job) -> None:
         painter, order = worker.painters[job.order.model], job.order
@@ -551,24 +733,40 @@ class Service:
         if job.given_up.is_set():
             raise _GivenUpError
         if job.expires is not None and time.monotonic() > job.expires:
-            raise _late(job)
+            raise late_error(job)
 
     def _end(self, job: Job, state: State, error: DanqingError | None = None) -> None:
+        """End a job, once; whatever fails meanwhile, those who wait for it are told."""
         with self._change:
-            if job.ended:
+            if not job.claim():
                 return
             self._settle(job)
-        if self.journal is not None and state != "given back":
-            try:
-                self.journal.end(job, state, error)
-            except OutputError:  # its client gets the answer; after a restart it is painted again
-                log.exception("the journal lacks how a job ended", extra=self._about(job))
-        job.end(state, error)
-        if self.metrics is not None:
-            self.metrics.ended(job)
+        try:
+            if self.journal is not None and state != "given back":
+                self._write_end(job, state, error)
+        finally:
+            ended = job.end(state, error)
+        if not ended:
+            return  # writing took until after the deadline
+        try:
+            if self.metrics is not None:
+                self.metrics.ended(job)
+        except Exception:
+            log.exception("a job was not counted", extra=self._about(job))
         took = {name: value for name, value in _times(job).items() if value is not None}
         problem = {} if error is None else {"error": type(error).__name__, "what": error.what}
         log.info(state, extra=self._about(job, **took, **problem))
+
+    def _write_end(self, job: Job, state: State, error: DanqingError | None) -> None:
+        assert self.journal is not None  # noqa: S101 - the caller asked
+        try:
+            self.journal.end(job, state, error)
+        except JournalError:  # its client gets the answer
+            log.exception("the journal lacks how a job ended", extra=self._about(job))
+            with self._change:
+                self._unwritten.append((job, state, error))
+        except Exception:
+            log.exception("the journal lacks how a job ended", extra=self._about(job))
 
     # --- memory of jobs ------------------------------------------------------------------------
 
@@ -581,22 +779,31 @@ class Service:
         self._drop_old()
         self._jobs[job.id] = job
         if job.idempotency is not None:
-            self._named[job.client, job.idempotency] = job
+            name = (job.client, job.idempotency)
+            if name not in self._named:  # else the request that reserved it fills it
+                self._named[name] = _Reservation(job.digest)
+                self._named[name].fill(job)
 
     def _forget(self, job: Job) -> None:
         self._jobs.pop(job.id, None)
         if job.idempotency is not None:
-            self._named.pop((job.client, job.idempotency), None)
+            name = (job.client, job.idempotency)
+            reservation = self._named.get(name)
+            if reservation is not None and reservation.job is job:
+                del self._named[name]
 
     def _drop_old(self) -> None:
         """Forget jobs that ended long ago, and the oldest if their pictures are too many bytes."""
         held = sum(job.size_bytes for job in self._jobs.values())
+        unwritten = {job.id for job, _, _ in self._unwritten}
+        now = time.monotonic()
         for job in list(self._jobs.values()):
-            old = time.time() - (job.finished or time.time()) > KEPT_SECONDS
-            if not job.ended or not (old or held > KEPT_BYTES or len(self._jobs) > KEPT_JOBS):
+            if job.ended_at is None or job.id in unwritten:
                 continue
-            held -= job.size_bytes
-            self._forget(job)
+            old = now - job.ended_at > KEPT_SECONDS
+            if old or held > KEPT_BYTES or len(self._jobs) > KEPT_JOBS:
+                held -= job.size_bytes
+                self._forget(job)
 
     @staticmethod
     def _about(job: Job, **more: Any) -> dict[str, Any]:
@@ -646,17 +853,35 @@ def _without_frames(error: DanqingError) -> DanqingError:
     return error
 
 
-def _bug(error: Exception | None) -> DanqingError:
+def _bug(error: BaseException | None) -> DanqingError:
     seen = None if error is None else f"{type(error).__name__}: {str(error)[:200]}"
     return DanqingError("this job failed in a way danqing does not know", seen=seen)
 
 
-def _late(job: Job) -> DanqingError:
-    return DeadlineError(
-        "the pictures were not finished in time",
-        seen=f"{time.time() - job.accepted:.0f} s, waiting included",
-        hint="fewer steps, pictures or pixels; or ask when less waits",
+def _same(found: Job, job: Job) -> Job:
+    """Return the job that an Idempotency-Key stands for.
+
+    Raises:
+        RequestError: it was asked for by another request.
+    """
+    if found is not job and not found.asks_the_same(job.digest or "", job.sent_digest):
+        raise _reused(job)
+    return found
+
+
+def _reused(job: Job) -> RequestError:
+    return RequestError(
+        "the Idempotency-Key was used for another request",
+        seen=job.idempotency,
+        setting="Idempotency-Key",
     )
+
+
+def _join(threads: Sequence[threading.Thread], seconds: float) -> None:
+    """Wait for threads to end, all together for so many seconds."""
+    until = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
 
 
 def _cancelled() -> DanqingError:
