@@ -6,10 +6,14 @@ accepted, and `hint` what to do next. The command line prints all four and exits
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+_CONTINUED = re.compile(r"\n {0,4}")
 
 
 class Parts(TypedDict, total=False):
@@ -49,9 +53,13 @@ class DanqingError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        """Return the message with all its parts, one per line."""
+        """Return the message with its parts, each on a line; further lines of a part are indented.
+
+        A part can hold text from outside, which must not look like a line of our own.
+        """
         rows = [("seen", self.seen), ("allowed", self.allowed), ("hint", self.hint)]
-        return "\n".join([self.what, *(f"  {label}: {text}" for label, text in rows if text)])
+        parts = [self.what, *(f"  {label}: {text}" for label, text in rows if text)]
+        return "\n".join(_CONTINUED.sub("\n    ", part) for part in parts)
 
 
 class RequestError(DanqingError):

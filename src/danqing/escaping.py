@@ -39,3 +39,27 @@ def _escape_character(character: str) -> str:
     if code < 0x100:  # noqa: PLR2004
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"  # noqa: PLR2004
+
+
+def escape_json(text: str) -> str:
+    r"""Return JSON text with the same characters escaped as JSON has it: `\u009b`.
+
+    Args:
+        text: valid JSON; it decodes to the same value afterwards.
+    """
+    if text.isascii():  # JSON itself escapes C0 controls, DEL aside
+        return text.replace("\x7f", "\\u007f")
+    return "".join(
+        _json_escape(character)
+        if character not in _HARMLESS and unicodedata.category(character) in _ESCAPED
+        else character
+        for character in text
+    )
+
+
+def _json_escape(character: str) -> str:
+    code = ord(character)
+    if code < 0x10000:  # noqa: PLR2004
+        return f"\\u{code:04x}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"

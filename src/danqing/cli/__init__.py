@@ -11,7 +11,9 @@ import traceback
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from danqing.cli import terminal
 from danqing.cli.options import request_options
 from danqing.cli.painting import (
     AllowPtFlag,
@@ -36,8 +38,32 @@ CONTEXT = {
     "token_normalize_func": lambda name: name.replace("_", "-"),
 }
 
+
+class Commands(TyperGroup):
+    """The commands, with their output escaped, and told of it if it cannot be written."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; on a full disk or a closed output, exit as documented."""
+        from danqing.errors import DanqingError
+
+        with terminal.streams():
+            try:
+                try:
+                    result = super().main(*args, **kwargs)
+                except SystemExit as end:
+                    if not end.code:
+                        sys.stdout.flush()
+                    raise
+                sys.stdout.flush()
+            except DanqingError as error:  # of --help and --version: commands are guarded
+                print(f"danqing: error: {error}", file=sys.stderr)
+                raise SystemExit(error.exit_code) from None
+            return result
+
+
 app = typer.Typer(
     name="danqing",
+    cls=Commands,
     help="Run open image models from local weights on any PyTorch device.",
     context_settings=CONTEXT,
     no_args_is_help=True,
@@ -84,9 +110,6 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
                 traceback.print_exc()
             print("danqing: interrupted", file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from None
-        except BrokenPipeError:
-            sys.stderr.close()  # or Python complains there about the pipe once more at exit
-            raise typer.Exit(EXIT_BUG) from None
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:  # noqa: BLE001 - the last door: a bug must not look like a crash
@@ -874,6 +897,7 @@ def _encode_anyway(error: UnicodeError) -> tuple[bytes, int]:
 
 def main() -> None:
     """Run the command line."""
+    terminal.keep_descriptors()
     signal.signal(signal.SIGTERM, _terminate)
     codecs.register_error("danqing", _encode_anyway)
     for stream in (sys.stdout, sys.stderr):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 from danqing import models, weights
 from danqing.cli.generate import open_weights
+from danqing.cli.terminal import overwrite, print_json, print_line
 from danqing.errors import CheckpointError, CheckpointIncompleteError, DanqingError
 from danqing.quantities import size
 from danqing.weights import digests, places
@@ -45,10 +45,10 @@ def run(
     found = preflight(checkpoint, values=values)
     sums = _digests(checkpoint, quiet=as_json) if digest else {}
     if as_json:
-        print(json.dumps(_report(checkpoint, found, sums), ensure_ascii=False, indent=2))
+        print_json(_report(checkpoint, found, sums), indent=2)
     else:
         for line in _table(checkpoint, found, sums):
-            print(line)
+            print_line(line)
     faults = [finding.fault for finding in found.findings if finding.fault]
     for fault in (found.fault, *faults):
         if fault is not None:
@@ -62,8 +62,8 @@ def _digests(checkpoint: Checkpoint, *, quiet: bool) -> dict[Path, str]:
 
         def show(done: int, path: Path = path, total: int = total) -> None:
             if not quiet and sys.stderr.isatty():
-                end = "\n" if done == total else "\r"
-                print(f"{path.name}: {size(done)} of {size(total)}", end=end, file=sys.stderr)
+                end = "\n" if done == total else ""
+                overwrite(f"{path.name}: {size(done)} of {size(total)}", end=end)
 
         sums[path] = digests.sha256(path, show)
     return sums
@@ -153,7 +153,7 @@ def run_models(*, everything: bool, as_json: bool) -> None:
     rows = [_model_row(found) for found in places.all_places()]
     shown = [row for row in rows if everything or row["model"]]
     if as_json:
-        print(json.dumps(shown, ensure_ascii=False, indent=2))
+        print_json(shown, indent=2)
         return
     table = [("name", "model", "layout", "size", "dtype", "verdict")]
     table += [
@@ -166,7 +166,7 @@ def run_models(*, everything: bool, as_json: bool) -> None:
     widths = [max(len(row[column]) for row in table) for column in range(5)]
     for line in table:
         cells = [cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=True)]
-        print("  ".join([*cells, line[-1]]))
+        print_line("  ".join([*cells, line[-1]]))
     if hidden := len(rows) - len(shown):
         print(f"{hidden} other places hold no model danqing runs; --all lists them")
     looked = [*places.named_folders(), places.hugging_face_cache(), places.model_scope_cache()]

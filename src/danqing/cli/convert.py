@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from danqing.cli.generate import open_weights
+from danqing.cli.terminal import overwrite
 from danqing.quantities import size
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def run(
         percent = 100 * done // max(total, 1)
         if percent != shown and not quiet and sys.stderr.isatty():
             shown = percent
-            print(f"\r{percent:3d} % of {size(total)}", end="", file=sys.stderr, flush=True)
+            overwrite(f"{percent:3d} % of {size(total)}")
 
     convert(checkpoint, Path(target), layout=layout, dtype=dtype, on_bytes=show)
     if not quiet:

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from danqing.cli.terminal import print_json
 from danqing.devices import BACKENDS
 from danqing.devices.cpu import host_memory, shown_flags
 from danqing.processor import cpu_model
@@ -50,7 +51,7 @@ def run(*, as_json: bool) -> None:
 
     report = examine()
     if as_json:
-        print(json.dumps(report, ensure_ascii=False, indent=2))
+        print_json(report, indent=2)
     else:
         for line in lines(report):
             print(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from danqing.cli.generate import (
     read_memory,
 )
 from danqing.cli.progress import make_listener
+from danqing.cli.terminal import print_json
 from danqing.errors import RequestError
 from danqing.evalsets import PROTOCOLS, paint_set
 from danqing.files import expand
@@ -57,7 +57,7 @@ def list_protocols(*, as_json: bool) -> None:
             }
             for name, one in PROTOCOLS.items()
         }  # fmt: skip
-        print(json.dumps(rows, indent=2))
+        print_json(rows, indent=2)
         return
     for name, one in PROTOCOLS.items():
         kind = "edits" if one.edits else "words"

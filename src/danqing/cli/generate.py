@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from danqing.cli.offline import offline_proof
 from danqing.cli.progress import make_listener
+from danqing.cli.terminal import print_json
 from danqing.devices import OWN_ATTENTION
 from danqing.errors import (
     CheckpointError,
@@ -20,6 +21,7 @@ from danqing.errors import (
     OutputError,
     RequestError,
 )
+from danqing.escaping import escape
 from danqing.files import expand
 from danqing.models import identify
 from danqing.pictures import check_target, fill_template, read_record
@@ -507,8 +509,8 @@ class Painter:
                 model=self.engine.spec.name,
             )
             path = picture.save(path, overwrite=self.job.overwrite)
+            yield path  # it is saved, even if that cannot be printed
             self.say.picture(picture, path, target)
-            yield path
 
 
 def _print_dry_run(engine: Engine, targets: list[Target], *, as_json: bool) -> None:
@@ -522,7 +524,7 @@ def _print_dry_run(engine: Engine, targets: list[Target], *, as_json: bool) -> N
             "plan": engine.plan.as_dict(),
         }
         if as_json:
-            print(json.dumps(row, ensure_ascii=False))
+            print_json(row)
             continue
         print(f"would paint {describe(request)}")
         print(f"  {request.prompt!r} -> {target.output}")
@@ -564,7 +566,7 @@ class Printer:
 
     def note(self, text: str) -> None:
         """Say what the user should know."""
-        print(f"danqing: note: {text}", file=sys.stderr)
+        print(f"danqing: note: {escape(text, one_line=True)}", file=sys.stderr)
 
     def picture(self, picture: Picture, path: Path, target: Target) -> None:
         """Say that a picture is written, and what was notable about it."""
@@ -579,7 +581,7 @@ class Printer:
             )
         if self.as_json:
             extra = {} if same is None else {"identical": same}
-            print(json.dumps({"file": str(path), **extra, **picture.record()}, ensure_ascii=False))
+            print_json({"file": str(path), **extra, **picture.record()})
         elif self.quiet or not (sys.stdout.isatty() and sys.stderr.isatty()):
             print(path)  # at a terminal the line below says it too
         sys.stdout.flush()

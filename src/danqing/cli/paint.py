@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.cli.generate import Opening, open_engine
+from danqing.cli.terminal import print_json
 from danqing.errors import BrokenPictureError
 from danqing.pictures import check_target
 from danqing.weights import POCKET, open_checkpoint
@@ -37,7 +37,7 @@ def run(*, device: str | None, dtype: str | None, keep: str | None, as_json: boo
         seconds = time.monotonic() - started
         failed = [outcome for outcome in outcomes if not outcome.passed]
         if as_json:
-            print(json.dumps(_report(outcomes, seconds), ensure_ascii=False, indent=2))
+            print_json(_report(outcomes, seconds), indent=2)
         else:
             print(_verdict(engine, outcomes, seconds))
     if failed:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from danqing.cli.generate import open_engine, open_weights, read_size
+from danqing.cli.terminal import print_json
 from danqing.models import identify
 from danqing.quantities import size as in_units
 from danqing.request import Request
@@ -25,7 +25,7 @@ def run(job: TraceJob, *, size: str | None, batch: int, as_json: bool) -> None:
     with open_engine(checkpoint, opening) as engine:
         if as_json:
             row = {"plan": engine.plan.as_dict(), "request": request.model_dump(), "notes": notes}
-            print(json.dumps(row, ensure_ascii=False, indent=1))
+            print_json(row, indent=1)
             return
         for label, text in engine.plan.lines():
             print(f"{label:<18} {text}")

@@ -7,6 +7,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from danqing.cli import terminal
+from danqing.escaping import escape
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -74,9 +77,11 @@ class _BarListener:
             self.stop()
             self._item = item
             self._bars = _bars(transient=progress.stage == "denoise")
-            self._task = self._bars.add_task(" ".join(item), total=progress.total, text="")
+            title = escape(" ".join(item), one_line=True)
+            self._task = self._bars.add_task(title, total=progress.total, text="")
             self._bars.start()
         text = describe(progress).partition(": ")[2]
+        text = escape(text, one_line=True)
         self._bars.update(self._task, completed=progress.done, text=text)
         if progress.done >= progress.total:
             self.stop()
@@ -93,10 +98,11 @@ def _bars(*, transient: bool) -> Bars:
     from rich.progress import BarColumn, Progress, TextColumn
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        TextColumn("{task.fields[text]}"),
-        console=Console(stderr=True),
+        TextColumn("{task.fields[text]}", markup=False),
+        console=Console(file=terminal.raw(sys.stderr)),
         transient=transient,
         redirect_stdout=False,  # the records on standard output may go into a file
+        redirect_stderr=False,  # rich would print it past the stream that escapes it
     )

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
+from danqing.cli.terminal import bars
 from danqing.quantities import size
 from danqing.weights.pull import RemoteFile
 from danqing.weights.pull import pull as download
@@ -53,7 +54,7 @@ def run(
 def _without_bars(*, quiet: bool) -> contextlib.AbstractContextManager[object]:
     """Keep the client's progress bars from a terminal that is none, and from the quiet."""
     if not quiet and sys.stderr.isatty():
-        return contextlib.nullcontext()
+        return bars()
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     stack = contextlib.ExitStack()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.cli.scratch import scratch_folder
+from danqing.cli.terminal import print_json
 from danqing.devices.ascend_chips import CHIPS, chip_named
 from danqing.devices.simulated.rehearsal import STOPS
 from danqing.errors import RequestError
@@ -60,7 +61,7 @@ def run(
             return child.returncode or 1
         found = json.loads(place.read_text("utf-8"))
     if as_json:
-        print(json.dumps({**found, "caution": CAUTION}, ensure_ascii=False, indent=1))
+        print_json({**found, "caution": CAUTION}, indent=1)
     else:
         for line in _lines(found):
             print(line, file=sys.stderr)

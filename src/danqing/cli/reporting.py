@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from danqing.atomic import write_whole
 from danqing.cli.generate import Printer, open_engine, open_weights
 from danqing.cli.scratch import scratch_folder
+from danqing.cli.terminal import print_json
 from danqing.cli.verify import (
     ANY,
     check_rung,
@@ -132,7 +132,7 @@ def run_comparison(before: str, after: str, *, as_json: bool) -> bool:
     """Print what changed between two reports; return whether no verdict got worse."""
     found = changes(*(read_report(expand(place)) for place in (before, after)))
     if as_json:
-        print(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=1))
+        print_json([asdict(one) for one in found], indent=1)
     else:
         for one in found:
             print(_change(one))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+from danqing.cli.terminal import print_json
 from danqing.pictures import read_record
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ def run(picture: str, *, as_json: bool) -> None:
     """Print the record as text or as JSON."""
     record = read_record(picture)
     if as_json:
-        print(json.dumps(record, ensure_ascii=False, indent=2))
+        print_json(record, indent=2)
         return
     for label, text in _rows("", record):
         print(f"{label:<34} {text}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from danqing.cli.generate import (
 )
 from danqing.cli.options import setting_names
 from danqing.cli.scratch import scratch_folder
+from danqing.cli.terminal import print_json
 from danqing.cli.verdicts import (
     comparison_lines,
     comparison_report,
@@ -234,7 +234,7 @@ def run_determinism(
     price = measure_cost(opener(job), request) if cost else None
     if as_json:
         told = {**determinism_report(found), "cost": None if price is None else asdict(price)}
-        print(json.dumps(told, ensure_ascii=False, indent=1))
+        print_json(told, indent=1)
     else:
         for line in [*determinism_lines(found), *cost_lines(price)]:
             print(line)
@@ -247,7 +247,7 @@ def run_traces(candidate: str, reference: str, *, require: str, as_json: bool) -
     traces = [read_trace(expand(place)) for place in (candidate, reference)]
     found = compare_traces(*traces)
     if as_json:
-        print(json.dumps(comparison_report(found), ensure_ascii=False, indent=1))
+        print_json(comparison_report(found), indent=1)
     else:
         for line in comparison_lines(found, traces):
             print(line)
@@ -281,7 +281,7 @@ def run_parity(
     if lpips is not None:
         away = measure_lpips(found.candidate.image, found.image, expand(lpips))
     if as_json:
-        print(json.dumps({**report(found), "lpips": away}, ensure_ascii=False, indent=1))
+        print_json({**report(found), "lpips": away}, indent=1)
     else:
         for line in parity_lines(found, lpips=away):
             print(line)
@@ -389,7 +389,7 @@ def run_invariance(
     with scratch_folder() as folder:
         found = judge_switches(job, folder, batch=batch, compiled=compiled, quiet=quiet or as_json)
     if as_json:
-        print(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=1))
+        print_json([asdict(one) for one in found], indent=1)
     else:
         for line in switch_lines(found):
             print(line)
