@@ -11,26 +11,39 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import shutil
 import string
+import struct
 import tempfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.atomic import sync, sync_folder, temporary_file
 from danqing.errors import OutputError, RequestError
-from danqing.files import expand
+from danqing.files import expand, open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import BinaryIO
 
-    from PIL.Image import Exif, Image
+    from PIL.Image import Image
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 FIELDS = ("seed", "index", "model")
 RECORD_KEY = "danqing"
 MAX_NAMES = 100_000
+MAX_RECORD_BYTES = 2**20
+"""Of a record; the longest prompts make less than a tenth of it."""
+MAX_SIDE = 16384
+"""Pixels of a side of an image that danqing writes."""
+MAX_DEPTH = 16
+"""Tables and lists inside each other in a record; danqing's own have 5."""
+_MAX_CHUNKS = 10_000
+_PNG = b"\x89PNG\r\n\x1a\n"
+_EXIF = b"Exif\0\0"
 
 _SOFTWARE, _DESCRIPTION, _EXIF_IFD, _USER_COMMENT = 0x0131, 0x010E, 0x8769, 0x9286
 _UNDEFINED_CODE = (
@@ -133,31 +146,203 @@ def save(
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """Return the record a picture carries.
+    """Return the record that an image file carries.
+
+    No decoder sees the file: only its chunks are walked, so its pixels cannot do anything.
 
     Raises:
-        OutputError: there is no such picture, or it has no record.
+        OutputError: there is no such image, it is damaged, or it has no record.
     """
-    from PIL import Image, UnidentifiedImageError
-
     path = expand(path)
     try:
-        with Image.open(path) as image:
-            text = image.info.get(RECORD_KEY) or _user_comment(image.getexif())
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        reason = "there is no such picture" if not path.exists() else "this is not a whole picture"
-        raise OutputError(reason, seen=path) from error
-    try:
-        record = json.loads(text or "")
-    except (ValueError, RecursionError) as error:
+        with open_regular(path) as file:
+            text = _record_text(file)
+    except FileNotFoundError as error:
+        raise OutputError("there is no such picture", seen=path) from error
+    except OSError as error:
         raise OutputError(
-            "the picture carries no danqing record",
-            seen=path,
-            hint="it was made by another program, or its metadata was stripped on the way",
+            "the image cannot be read", seen=f"{path}: {error.strerror or error}"
         ) from error
-    if not isinstance(record, dict):
+    # struct.error of EXIF data is a ValueError only in name; Pillow raises several kinds
+    except Exception as error:
+        raise OutputError(
+            "this is not a whole picture",
+            seen=f"{path}: {str(error)[:200]}",
+            allowed=", ".join(dict.fromkeys(FORMATS.values())),
+        ) from error
+    return _parsed(text, path)
+
+
+def _record_text(file: BinaryIO) -> str:
+    """Return the text of the record, or nothing.
+
+    Raises:
+        ValueError: the file is of another format, or damaged.
+    """
+    start = file.read(12)
+    file.seek(0)
+    if start.startswith(_PNG):
+        return _png_text(file)
+    if start.startswith(b"\xff\xd8\xff"):
+        return _exif_text(_jpeg_exif(file))
+    if start.startswith(b"RIFF") and start.endswith(b"WEBP"):
+        return _exif_text(_webp_exif(file))
+    msg = "neither PNG, JPEG nor WebP"
+    raise ValueError(msg)
+
+
+def _png_text(file: BinaryIO) -> str:
+    """Return the text of the chunk with the record, which stands before the pixels."""
+    file.seek(len(_PNG))
+    for number in range(_MAX_CHUNKS):
+        length, kind = struct.unpack(">I4s", _exactly(file, 8))
+        if (number == 0) != (kind == b"IHDR"):
+            msg = "its header is not where it belongs"
+            raise ValueError(msg)
+        if kind in (b"IDAT", b"IEND"):
+            return ""
+        if kind not in (b"IHDR", b"iTXt", b"zTXt", b"tEXt") or length > MAX_RECORD_BYTES:
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        data = _exactly(file, length)
+        if zlib.crc32(kind + data) != int.from_bytes(_exactly(file, 4), "big"):
+            msg = f"its {kind.decode()} chunk is damaged"
+            raise ValueError(msg)
+        if kind == b"IHDR":
+            _check_sides(*struct.unpack(">II", data[:8]))
+        elif data.startswith(RECORD_KEY.encode() + b"\0"):
+            return _chunk_text(kind, data[len(RECORD_KEY) + 1 :])
+    msg = f"it has more than {_MAX_CHUNKS} chunks before its pixels"
+    raise ValueError(msg)
+
+
+def _check_sides(width: int, height: int) -> None:
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        msg = f"it is {width}x{height} pixels"
+        raise ValueError(msg)
+
+
+def _chunk_text(kind: bytes, data: bytes) -> str:
+    """Return a text chunk's text (PNG 3, 11.3.3), at most `MAX_RECORD_BYTES` of it."""
+    if kind == b"tEXt":
+        return data.decode("latin-1")
+    packed, encoding = kind == b"zTXt", "latin-1"
+    if kind == b"iTXt":
+        packed, encoding = data[:1] == b"\1", "utf-8"
+        data = data[2:].split(b"\0", 2)[2]  # language, translated keyword
+    else:
+        data = data[1:]
+    if packed:
+        unpacker = zlib.decompressobj()
+        data = unpacker.decompress(data, MAX_RECORD_BYTES)
+        if unpacker.unconsumed_tail:
+            msg = f"its record is larger than {MAX_RECORD_BYTES} bytes"
+            raise ValueError(msg)
+    return data.decode(encoding, "replace")
+
+
+def _jpeg_exif(file: BinaryIO) -> bytes:
+    """Return the EXIF data of a JPEG, or nothing."""
+    file.seek(2)
+    for _ in range(_MAX_CHUNKS):
+        marker, kind = _exactly(file, 2)
+        while kind == 0xFF:  # noqa: PLR2004 - fill bytes
+            (kind,) = _exactly(file, 1)
+        if marker != 0xFF or kind in (0, 0xD9):  # noqa: PLR2004
+            break
+        if kind == 0xDA:  # noqa: PLR2004 - the pixels begin
+            return b""
+        length = int.from_bytes(_exactly(file, 2), "big") - 2
+        if kind == 0xE1 and length > len(_EXIF):  # noqa: PLR2004
+            data = _exactly(file, length)
+            if data.startswith(_EXIF):
+                return data
+        elif length < 0:
+            break
+        else:
+            file.seek(length, os.SEEK_CUR)
+    msg = "its segments are damaged"
+    raise ValueError(msg)
+
+
+def _webp_exif(file: BinaryIO) -> bytes:
+    """Return the EXIF data of a WebP file, or nothing."""
+    file.seek(12)
+    for _ in range(_MAX_CHUNKS):
+        head = file.read(8)
+        if not head:
+            return b""
+        kind, length = struct.unpack("<4sI", head)
+        if kind == b"EXIF":
+            if length > MAX_RECORD_BYTES:
+                break
+            return _exactly(file, length)
+        file.seek(length + length % 2, os.SEEK_CUR)
+    msg = "its chunks are damaged"
+    raise ValueError(msg)
+
+
+def _exactly(file: BinaryIO, count: int) -> bytes:
+    data = file.read(count)
+    if len(data) < count:
+        msg = "it is cut short"
+        raise ValueError(msg)
+    return data
+
+
+def _exif_text(data: bytes) -> str:
+    """Return the text of EXIF's UserComment, if it is in the form danqing writes."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif.load(data)
+    comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+    if not isinstance(comment, bytes) or not comment.startswith(_UNDEFINED_CODE):
+        return ""
+    return comment[len(_UNDEFINED_CODE) :].decode("utf-8", "replace")
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    if not text:
+        raise _no_record(path)
+    try:
+        record = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise _no_record(path) from error
+    if not isinstance(record, dict) or not _is_flat(record):
         raise OutputError("the picture's record is damaged", seen=path)
     return record
+
+
+def _no_record(path: Path) -> OutputError:
+    return OutputError(
+        "the picture carries no danqing record",
+        seen=path,
+        hint="it was made by another program, or its metadata was stripped on the way",
+    )
+
+
+def _refuse(text: str) -> float:
+    msg = f"{text[:40]} is not a finite number"
+    raise ValueError(msg)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text)
+
+
+def _is_flat(record: Any) -> bool:
+    """Say whether a record is nested no deeper than those who print it can follow."""
+    level = [record]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    return not level
 
 
 def _format_of(path: Path) -> str:
@@ -204,13 +389,6 @@ def encode(
     buffer = io.BytesIO()
     image.save(buffer, file_format, exif=exif, **options)
     return buffer.getvalue()
-
-
-def _user_comment(exif: Exif) -> str | None:
-    comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-    if not isinstance(comment, bytes) or not comment.startswith(_UNDEFINED_CODE):
-        return None
-    return comment[len(_UNDEFINED_CODE) :].decode("utf-8", "replace")
 
 
 def _write_whole(data: bytes, path: Path, *, overwrite: bool) -> Path:

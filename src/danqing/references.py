@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import re
+import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,13 +14,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.errors import RequestError
-from danqing.files import expand
+from danqing.files import expand, open_regular
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import BinaryIO
+
     from PIL.Image import Image
 
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+"""Formats that are read, by Pillow's names. Others may start a program: EPS starts Ghostscript."""
 MAX_PIXELS = 100_000_000
 """Of a reference image; beyond it the file is a mistake, or an attack on the memory."""
+MAX_PIXELS_HELD = 40_000_000
+"""The same for decoders that keep several copies of it: WebP and progressive JPEG."""
+MAX_FILE_BYTES = 320 * 2**20
+"""Of an image file: `MAX_PIXELS` of RGB, uncompressed."""
+MAX_SCANS = 64
+"""Of a progressive JPEG, which usually has ten; each goes over the whole image."""
+MAX_TIFF_TAGS, MAX_TIFF_VALUES, MAX_TILE_SIDE = 1000, 200_000, 8192
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")
+"""The last two are no TIFF's, but Pillow reads them."""
+_TIFF_TILE_SIDES = (322, 323)
+_TIFF_NUMBERS = {3: "H", 4: "I", 16: "Q"}
+_TIFF_BYTES = (1, 2, 6, 7)
+"""Types of one byte, which Pillow leaves as they are: profiles, texts."""
+_ORIENTATION = 0x0112
+_STRIP_PIXELS = 2**22
+_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+"""Entropy-coded data has 0 or a restart marker after 0xFF."""
+_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _WHOLE, _BYTE = 65535, 255
 
@@ -39,9 +65,10 @@ class Reference:
 
     def __post_init__(self) -> None:
         """Take the digest of size and pixels; two references with the same are equal."""
-        size = f"{self.image.width}x{self.image.height}:".encode()
-        digest = hashlib.sha256(size + self.image.tobytes()).hexdigest()
-        object.__setattr__(self, "pixels_sha256", digest)
+        digest = hashlib.sha256(f"{self.image.width}x{self.image.height}:".encode())
+        for top, bottom in _strips(self.image):
+            digest.update(self.image.crop((0, top, self.image.width, bottom)).tobytes())
+        object.__setattr__(self, "pixels_sha256", digest.hexdigest())
 
     @property
     def width(self) -> int:
@@ -88,12 +115,22 @@ def _read(given: Any) -> Reference:
     from PIL.Image import Image
 
     if isinstance(given, Image):
-        return _plain(given, None)
+        return _plain_from_memory(given)
     raise RequestError(
         "this is no reference image",
         seen=type(given).__name__,
         allowed="the name of a picture file, or a PIL image",
     )
+
+
+def _plain_from_memory(image: Image) -> Reference:
+    """Return a reference from a PIL image, which may not be decoded yet."""
+    try:
+        return _plain(image, None)
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise RequestError(
+            "the reference image cannot be read", seen=f"an image: {str(error)[:200]}"
+        ) from error
 
 
 def _from_record(record: Mapping[str, Any]) -> Reference:
@@ -115,34 +152,120 @@ def _from_record(record: Mapping[str, Any]) -> Reference:
 
 
 def _from_file(path: Path) -> Reference:
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged below
-            with Image.open(path) as image:
-                return _plain(image, path)
+        with open_regular(path) as file:
+            return _from_stream(file, path)
     except FileNotFoundError as error:
         raise RequestError("there is no such reference image", seen=path) from error
+    except OSError as error:
+        raise RequestError(
+            "the reference image cannot be read", seen=f"{path}: {error.strerror or error}"
+        ) from error
+
+
+def from_bytes(data: bytes) -> Reference:
+    """Return a reference from the bytes of an image file.
+
+    Raises:
+        RequestError: they are not an image, or it is too large.
+    """
+    return _from_stream(io.BytesIO(data), None)
+
+
+def _from_stream(file: BinaryIO, path: Path | None) -> Reference:
+    from PIL import Image, UnidentifiedImageError
+
+    name = path or "an image"
+    try:
+        _judge_file(file, path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged below
+            with Image.open(file, formats=FORMATS) as image:
+                return _plain(image, path)
+    except RequestError:
+        raise
     except Image.DecompressionBombError as error:
         raise _too_large(path, str(error)) from error
     except UnidentifiedImageError as error:
         raise RequestError(
             "the reference image is of no format that can be read",
-            seen=path,
-            allowed="PNG, JPEG, WebP, TIFF, BMP, GIF and others that Pillow reads",
+            seen=name,
+            allowed=", ".join(FORMATS),
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except MemoryError as error:
+        raise _too_large(path, "it does not fit into memory") from error
+    except Exception as error:
+        # Pillow raises many kinds for damaged files: OSError, SyntaxError, struct.error, ...
         raise RequestError(
-            "the reference image cannot be read", seen=f"{path}: {str(error)[:200]}"
+            "the reference image cannot be read", seen=f"{name}: {str(error)[:200]}"
         ) from error
 
 
-def _too_large(path: Path | None, seen: str) -> RequestError:
+def _judge_file(file: BinaryIO, path: Path | None) -> None:
+    """Refuse a file that a decoder would spend too much on before it knows the size.
+
+    Raises:
+        RequestError: it is too large.
+        ValueError: it is damaged.
+    """
+    size = file.seek(0, io.SEEK_END)
+    if size > MAX_FILE_BYTES:
+        raise _too_large(path, f"{size} bytes", f"{MAX_FILE_BYTES} bytes")
+    file.seek(0)
+    start = file.read(4)
+    if start in _TIFF_STARTS:
+        _judge_tiff(file, start, path)
+    elif start.startswith(b"\xff\xd8"):
+        file.seek(0)
+        _judge_jpeg(file.read(), path)
+    file.seek(0)
+
+
+def _judge_jpeg(data: bytes, path: Path | None) -> None:
+    """Refuse a JPEG with very many scans: a few bytes each, and each goes over all pixels."""
+    place, scans = 2, 0
+    while marker := _JPEG_MARKER.search(data, place):
+        kind = data[marker.end() - 1]
+        if kind == _JPEG_END:
+            return
+        scans += kind == _JPEG_SCAN
+        if scans > MAX_SCANS:
+            raise _too_large(path, f"more than {MAX_SCANS} scans", f"{MAX_SCANS} scans")
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+
+
+def _judge_tiff(file: BinaryIO, start: bytes, path: Path | None) -> None:
+    """Refuse a TIFF whose first directory has tables that are absurd for an image."""
+    order = "<" if start.startswith(b"II") else ">"
+    big = b"+" in start
+    file.seek(8 if big else 4)
+    offset, count = ("Q", "Q") if big else ("I", "H")
+    (place,) = _unpack(file, order + offset)
+    file.seek(place)
+    (entries,) = _unpack(file, order + count)
+    if entries > MAX_TIFF_TAGS:
+        raise _too_large(path, f"{entries} tags", f"{MAX_TIFF_TAGS} tags")
+    for _ in range(entries):
+        tag, kind, number = _unpack(file, f"{order}HH{offset}")
+        value = file.read(struct.calcsize(order + offset))
+        if kind not in _TIFF_BYTES and number > MAX_TIFF_VALUES:
+            raise _too_large(path, f"a tag of {number} values", f"{MAX_TIFF_VALUES} values")
+        if tag in _TIFF_TILE_SIDES:
+            form = f"{order}{_TIFF_NUMBERS.get(kind, offset)}"
+            (side,) = struct.unpack_from(form, value)
+            if side > MAX_TILE_SIDE:
+                raise _too_large(path, f"tiles of {side} pixels", f"{MAX_TILE_SIDE} pixels")
+
+
+def _unpack(file: BinaryIO, form: str) -> tuple[Any, ...]:
+    return struct.unpack(form, file.read(struct.calcsize(form)))
+
+
+def _too_large(path: Path | None, seen: str, allowed: str = "") -> RequestError:
     return RequestError(
         "the reference image is too large",
         seen=f"{path or 'an image'}: {seen}",
-        allowed=f"{MAX_PIXELS} pixels",
+        allowed=allowed or f"{MAX_PIXELS} pixels",
         hint="the model reads about 512x512 of them: scale it down first",
     )
 
@@ -151,27 +274,28 @@ def _plain(image: Image, path: Path | None) -> Reference:
     """Return the image upright, in RGB, on white; with notes of all that was done to it."""
     from PIL import ImageOps
 
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_large(path, f"{image.width}x{image.height}")
+    # these decoders keep several copies of the whole image
+    held = image.format == "WEBP" or "progressive" in image.info
+    most = MAX_PIXELS_HELD if held else MAX_PIXELS
+    if image.width * image.height > most:
+        raise _too_large(path, f"{image.width}x{image.height}", f"{most} pixels")
     if not image.width * image.height:
         raise RequestError("the reference image has no pixels", seen=path or "an image")
     notes = []
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        notes.append(f"it has {frames} frames: the first is read")
+    if getattr(image, "is_animated", False):  # counting the frames would read all of them
+        notes.append("it has several frames: the first is read")
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.size != image.size or image.getexif().get(0x0112, 1) != 1:
+    if image.getexif().get(_ORIENTATION, 1) != 1:
         notes.append("it was turned upright, as its EXIF orientation says")
-    return Reference(_to_rgb(upright, notes), path, tuple(notes))
+        image = ImageOps.exif_transpose(image)
+    return Reference(_to_rgb(image, notes), path, tuple(notes))
 
 
 def _to_rgb(image: Image, notes: list[str]) -> Image:
-    from PIL import Image as Images
-
+    """Return the image in RGB; in strips, so that only one more copy of it is needed."""
     if image.mode in _SIXTEEN_BIT or image.mode == "I":
         notes.append("its 16 bits were scaled to 8")
-        return _from_sixteen_bit(image)
+        return _in_strips(image, _from_sixteen_bit)
     if image.mode == "F":
         raise RequestError(
             "the reference image has floating point values, whose white is not known",
@@ -181,20 +305,42 @@ def _to_rgb(image: Image, notes: list[str]) -> Image:
         )
     if image.has_transparency_data:
         notes.append("it is transparent: it was laid on white")
-        layer = image.convert("RGBA")
-        ground = Images.new("RGBA", layer.size, "white")
-        return Images.alpha_composite(ground, layer).convert("RGB")
+        return _in_strips(image, _on_white)
     if image.mode == "CMYK":
         notes.append("it is in CMYK: converted without a colour profile")
-    return image.convert("RGB")
+    return _in_strips(image, lambda strip: strip.convert("RGB"))
 
 
-def _from_sixteen_bit(image: Image) -> Image:
+def _in_strips(image: Image, convert: Callable[[Image], Image]) -> Image:
+    from PIL import Image as Images
+
+    whole = Images.new("RGB", image.size)
+    for top, bottom in _strips(image):
+        whole.paste(convert(image.crop((0, top, image.width, bottom))), (0, top))
+    return whole
+
+
+def _strips(image: Image) -> Iterator[tuple[int, int]]:
+    """Yield the rows of strips of about `_STRIP_PIXELS`."""
+    rows = max(1, _STRIP_PIXELS // max(1, image.width))
+    for top in range(0, image.height, rows):
+        yield top, min(top + rows, image.height)
+
+
+def _on_white(strip: Image) -> Image:
+    from PIL import Image as Images
+
+    layer = strip.convert("RGBA")
+    ground = Images.new("RGBA", layer.size, "white")
+    return Images.alpha_composite(ground, layer).convert("RGB")
+
+
+def _from_sixteen_bit(strip: Image) -> Image:
     """Scale 0..65535 to 0..255, rounded to nearest; Pillow alone would cut at 255."""
     import numpy as np
     from PIL import Image as Images
 
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(strip).astype(np.int64)
     if values.min() < 0 or values.max() > _WHOLE:
         raise RequestError(
             "the reference image has values beyond 16 bits",

@@ -195,8 +195,8 @@ KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
     "16 bits": (lambda: saved(gradient("I;16"), "PNG"), "16 bits were scaled"),
     "16 bits, TIFF": (lambda: saved(gradient("I;16"), "TIFF"), "16 bits were scaled"),
     "turned by EXIF": (turned, "turned upright"),
-    "GIF of three frames": (lambda: animated("GIF"), "has 3 frames"),
-    "PNG of three frames": (lambda: animated("PNG"), "has 3 frames"),
+    "GIF of three frames": (lambda: animated("GIF"), "has several frames"),
+    "PNG of three frames": (lambda: animated("PNG"), "has several frames"),
     "one pixel": (lambda: saved(Image.new("RGB", (1, 1), "red"), "PNG"), "tiny"),
 }
 

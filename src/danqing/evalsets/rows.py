@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.errors import InstallationError, RequestError
+from danqing.files import read_regular
+from danqing.references import from_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +55,7 @@ def _read(file: Path, within: str | None) -> Iterator[dict[str, Any]]:
     if file.suffix == ".parquet":
         yield from _read_parquet(file)
         return
-    text = file.read_text("utf-8-sig")
+    text = read_regular(file).decode("utf-8-sig")
     if file.suffix == ".csv":
         yield from csv.DictReader(io.StringIO(text))
     elif file.suffix == ".jsonl":
@@ -118,12 +120,7 @@ def picture_of(given: Any, root: Path) -> Any:
     if isinstance(given, dict) and isinstance(given.get("bytes"), bytes):
         given = given["bytes"]
     if isinstance(given, bytes):
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            return Image.open(io.BytesIO(given))
-        except UnidentifiedImageError as error:
-            raise RequestError("a row's picture is of no known format") from error
+        return from_bytes(given)
     if isinstance(given, dict):
         given = given.get("path")
     if not isinstance(given, str) or not given:

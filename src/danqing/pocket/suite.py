@@ -179,7 +179,7 @@ def reference(case: Case) -> Image:
     """Return the reference picture of a case."""
     from PIL import Image as Images
 
-    with Images.open(REFERENCES / f"{case.name}.png") as image:
+    with Images.open(REFERENCES / f"{case.name}.png", formats=["PNG"]) as image:
         found: Image = image.convert("RGB")
     return found
 
