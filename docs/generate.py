@@ -22,7 +22,11 @@ COMMANDS = (
     "verify determinism", "verify parity", "verify invariance", "verify traces", "report",
     "rehearse", "serve", "doctor",
 )  # fmt: skip
-SIGNALS = [(130, "Ctrl-C (SIGINT)"), (143, "SIGTERM")]
+SIGNALS = [
+    (130, "Ctrl-C (SIGINT)"),
+    (141, "the reader of standard output left (SIGPIPE)"),
+    (143, "SIGTERM"),
+]
 
 
 def errors_page() -> Iterator[str]:
@@ -33,7 +37,9 @@ def errors_page() -> Iterator[str]:
         "Every error says what happened, the value seen, what is allowed, and what to do next. The "
         "command line prints it on standard error and exits with the code below; `--debug` adds "
         "the traceback. The Python library raises the class. Exit code 0 is success, 1 a bug in "
-        "danqing (of `danqing verify`, a verdict that failed), 2 also a mistyped option.\n"
+        "danqing (of `danqing verify`, a verdict that failed), 2 also a mistyped option, 7 also a "
+        "standard output that is closed or full. Characters from files that a terminal would obey "
+        "are printed as escapes, such as `\\x1b`.\n"
     )
     yield "| class | exit code | HTTP status | meaning |\n|---|---|---|---|"
     yield from _error_rows(DanqingError, 0)

@@ -88,6 +88,10 @@ class UnknownSettingError(RequestError):
     """A setting was given that does not exist."""
 
 
+class UntrustedRecordError(RequestError):
+    """A record names files to open, and neither the command line nor `--trust` agrees."""
+
+
 class CheckpointError(DanqingError):
     """The weights on disk cannot be used."""
 

@@ -81,8 +81,13 @@ def fill_template(template: str, **values: object) -> Path:
             allowed=" ".join("{" + field + "}" for field in FIELDS),
         )
     try:
-        return expand(template.format(**values))
-    except (ValueError, TypeError) as error:
+        path = expand(template.format(**values))
+        os.fsencode(path)
+        if "\0" not in str(path):
+            return path
+        msg = "a null character"
+        raise ValueError(msg)  # noqa: TRY301
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise RequestError("the output name cannot be filled in", seen=template) from error
 
 

@@ -157,9 +157,10 @@ def _from_file(path: Path) -> Reference:
             return _from_stream(file, path)
     except FileNotFoundError as error:
         raise RequestError("there is no such reference image", seen=path) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = getattr(error, "strerror", None) or str(error)
         raise RequestError(
-            "the reference image cannot be read", seen=f"{path}: {error.strerror or error}"
+            "the reference image cannot be read", seen=f"{path}: {reason}"
         ) from error
 
 

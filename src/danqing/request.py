@@ -128,7 +128,7 @@ class Request(BaseModel):
         default=None, description="Tokens of the prompt that the text encoder reads."
     )
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, /, **settings: Any) -> None:
         """Validate the settings; any fault is a `RequestError`."""
         try:
             super().__init__(**settings)
@@ -470,7 +470,7 @@ def request_from_record(record: Mapping[str, Any], changes: Mapping[str, Any] = 
     if record.get("schema") != RECORD_SCHEMA or not isinstance(record.get("request"), dict):
         raise RequestError(
             "the picture's record cannot be read",
-            seen=json.dumps(record.get("schema")),
+            seen=json.dumps(record.get("schema"))[:80],
             allowed=f"schema {RECORD_SCHEMA}",
             hint="it was written by another version of danqing",
         )

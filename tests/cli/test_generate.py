@@ -223,11 +223,13 @@ def test_from_makes_the_same_picture_again(schnell: Path, dev: Path) -> None:
         "p-{seed}.png",
         *SMALL,
     )
-    result = invoke("generate", "--from", "p-5.png", "-o", "again.png", "--json")
+    result = invoke("generate", "--from", "p-5.png", "--trust", "-o", "again.png", "--json")
     assert json.loads(result.stdout)["identical"] is True
     assert "the same picture, bit for bit" in result.stderr
     assert pixels("again.png") == pixels("p-5.png")
-    changed = invoke("generate", "--from", "p-5.png", "--steps", 2, "-o", "two.png", "--json")
+    changed = invoke(
+        "generate", "--from", "p-5.png", "-m", schnell, "--steps", 2, "-o", "two.png", "--json"
+    )
     record = json.loads(changed.stdout)
     assert record["request"]["num_inference_steps"] == 2
     assert "identical" not in record
@@ -240,7 +242,14 @@ def test_from_makes_a_picture_of_a_batch_again(dev: Path, tmp_path: Path) -> Non
     invoke("generate", *arguments, "-o", "{index}.png", *SMALL)
     for index in range(5):
         result = invoke(
-            "generate", "--from", f"{index}.png", "-o", "again.png", "--overwrite", "--json"
+            "generate",
+            "--from",
+            f"{index}.png",
+            "--trust",
+            "-o",
+            "again.png",
+            "--overwrite",
+            "--json",
         )
         [line] = result.stdout.splitlines()
         assert json.loads(line)["identical"] is True
@@ -250,14 +259,16 @@ def test_from_makes_a_picture_of_a_batch_again(dev: Path, tmp_path: Path) -> Non
 def test_from_with_changes_is_an_ordinary_request(dev: Path) -> None:
     invoke("generate", "a cat", "-m", dev, "--seed", 1, "--steps", 2, "-o", "a.png", *SMALL)
     arguments = ("--num-images", 2, "--batch", 2, "-o", "b-{index}.png", "--json")
-    lines = invoke("generate", "--from", "a.png", *arguments).stdout.splitlines()
+    lines = invoke("generate", "--from", "a.png", "-m", dev, *arguments).stdout.splitlines()
     assert [json.loads(line)["provenance"]["batch"]["size"] for line in lines] == [2, 2]
     assert [json.loads(line)["request"]["seed"] for line in lines] == [1, 2]
 
 
 def test_from_says_when_the_pixels_differ(schnell: Path, tmp_path: Path) -> None:
     invoke("generate", "a cat", "-m", schnell, "--dtype", "bfloat16", "-o", "a.png", *SMALL)
-    text = invoke("generate", "--from", "a.png", "--dtype", "float32", "-o", "b.png").stderr
+    text = invoke(
+        "generate", "--from", "a.png", "-m", schnell, "--dtype", "float32", "-o", "b.png"
+    ).stderr
     assert "the pixels differ from the original" in text
 
 
@@ -274,7 +285,10 @@ def test_from_finds_components_again(schnell_bfl: Path, schnell: Path, tmp_path:
         word for name, place in places.items() for word in ("--component", f"{name}={place}")
     ]
     invoke("generate", "a cat", "-m", folder, *options, "-o", "a.png", "--seed", 2, *SMALL)
-    assert json.loads(invoke("generate", "--from", "a.png", "--json").stdout)["identical"] is True
+    assert (
+        json.loads(invoke("generate", "--from", "a.png", "--trust", "--json").stdout)["identical"]
+        is True
+    )
     invoke("generate", "a cat", "-m", schnell, "-o", "b.png", "--seed", 2, *SMALL)
     assert pixels("a.png") == pixels("b.png")
 
@@ -293,9 +307,9 @@ def test_every_format_carries_the_record_and_the_mark(schnell: Path, suffix: str
     assert "trainedAlgorithmicMedia" in str(xmp)
     if suffix == "png":
         assert json.loads(image.info["danqing"]) == record
-    assert json.loads(invoke("generate", "--from", f"a.{suffix}", "-o", "b.png", "--json").stdout)[
-        "identical"
-    ]
+    assert json.loads(
+        invoke("generate", "--from", f"a.{suffix}", "--trust", "-o", "b.png", "--json").stdout
+    )["identical"]
 
 
 def test_the_longest_prompt_fits_into_every_format(schnell: Path) -> None:

@@ -12,20 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 from danqing.cli.offline import offline_proof
 from danqing.cli.progress import make_listener
+from danqing.cli.records import (
+    find_model,
+    left_out,
+    read_recorded,
+    require_names,
+    shown_options,
+    typed_options,
+)
 from danqing.cli.terminal import print_json
-from danqing.devices import OWN_ATTENTION
 from danqing.errors import (
     CheckpointError,
     DanqingError,
     NoEffectError,
-    OutputError,
     RequestError,
 )
 from danqing.escaping import escape
 from danqing.files import expand
 from danqing.models import identify
-from danqing.pictures import check_target, fill_template, read_record
-from danqing.plan import ATTENTION
+from danqing.pictures import check_target, fill_template
 from danqing.quantities import parse_size
 from danqing.request import Request, request_from_record
 from danqing.weights import POCKET, Checkpoint, open_checkpoint
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from danqing.cli.records import Recorded
     from danqing.engine import Engine
     from danqing.models.base import ModelSpec
     from danqing.request import Listener, Picture
@@ -52,6 +58,7 @@ class Job:
     components: list[str]
     allow_pt: bool
     from_picture: str | None
+    trust: bool
     output_image: str | None
     overwrite: bool
     rules: str | None
@@ -118,6 +125,7 @@ class Opening:
     place: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str | None = None
     notes: tuple[str, ...] = ()
+    recorded: Recorded | None = None
 
 
 def run(job: Job) -> None:
@@ -127,6 +135,8 @@ def run(job: Job) -> None:
 
 
 def _run(job: Job) -> None:
+    if job.trust and not job.from_picture:
+        raise NoEffectError("--trust has no effect without --from")
     settings = {**job.settings, **read_size(job.size, job.settings)}
     opening, targets = _from_picture(job, settings) if job.from_picture else _plain(job, settings)
     # what can be wrong without torch is found before it is imported
@@ -141,7 +151,7 @@ def _run(job: Job) -> None:
     with open_engine(checkpoint, opening) as engine:
         say = Printer(quiet=job.quiet, as_json=job.json_lines)
         say.plan(engine)
-        for note in opening.notes:
+        for note in (*opening.notes, *_untaken(opening, engine)):
             say.note(note)
         if job.dry_run:
             _print_dry_run(engine, targets, as_json=job.json_lines)
@@ -161,6 +171,15 @@ def _run(job: Job) -> None:
                 from danqing.cli.loop import converse
 
                 converse(painter, settings)
+
+
+def _untaken(opening: Opening, engine: Engine) -> Iterator[str]:
+    """Yield what the record says and is not followed, as a note."""
+    if opening.recorded is not None and (others := left_out(opening.recorded, engine.plan)):
+        yield (
+            f"not taken from the record: {', '.join(others)}; the bits may differ (--trust takes "
+            "them)"
+        )
 
 
 def open_weights(place: str, components: Mapping[str, str], *, allow_pt: bool) -> Checkpoint:
@@ -350,73 +369,74 @@ def read_components(
 def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[Target]]:
     if job.prompts or job.prompts_file or job.loop or job.rules:
         raise RequestError("--from takes its prompt from the picture", hint="leave out the others")
-    record = read_record(job.from_picture or "")
-    # a picture to edit is read only if it is not replaced
+    recorded = read_recorded(job.from_picture or "")
+    opening = _recorded_opening(job, recorded, images="image" in settings)
+    # an image to edit is read only if it is not replaced
     image = {"image": settings["image"]} if "image" in settings else {}
-    request = request_from_record(record, image)
-    try:
-        origin = record["provenance"]
-        model, device, dtype = origin["model"], str(origin["device"]["name"]), str(origin["dtype"])
-        place, fingerprint = str(model["path"]), str(model["fingerprint"])
-        components = {str(name): str(where) for name, where in model["components"].items()}
-        sha256 = str(record["picture"]["pixels_sha256"])
-        size, position = int(origin["batch"]["size"]), int(origin["batch"]["position"])
-        threads = origin["device"]["threads"]
-        deterministic = bool(origin["device"].get("deterministic"))
-        compiled = str(origin["device"].get("compiled", "off"))
-        quantise = "int8" if origin["device"].get("quantised") else "off"
-        tile = str(origin["device"].get("tile") or "off")
-        fused = ",".join(origin["device"].get("fused", [])) or "off"
-        # older records have a sentence there: torch always chose
-        attention = next((name for name in ATTENTION if name == origin["attention"]), "auto")
-        if origin["device"]["name"] == "cpu":  # another has other kernels of its own, or none
-            attention = "auto" if attention in OWN_ATTENTION else attention
-            fused = "auto" if fused != "off" else fused
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise OutputError(
-            "the picture's record is damaged",
-            seen=f"{job.from_picture}: {type(error).__name__}: {error}",
-        ) from error
+    request = request_from_record(recorded.record, image)
     others = {name: value for name, value in settings.items() if name != "image"}
     changed = any(getattr(request, name) != value for name, value in others.items())
-    changed = changed or bool(image and _images_of(request) != _recorded_images(record))
-    notes: list[str] = []
-    if not changed:
-        _note_threads(threads, notes)
-    opening = Opening(
-        model_path=job.model_path or place,
-        device=job.device or _device_or_auto(device, notes),
-        dtype=job.dtype or dtype,
-        components={**components, **read_components(job.components)},
-        placement=job.placement or "auto",
-        memory=read_memory(job.memory),
-        tile=job.tile or tile,
-        quantise=job.quantise or quantise,
-        attention=job.attention or attention,
-        deterministic=job.deterministic or deterministic,
-        compile_with=job.compile_with or compiled,
-        fused=job.fused or fused,
-        place=read_components(job.place or [], "--place", "NAME=DEVICE"),
-        fingerprint=fingerprint,
-        notes=tuple(notes),
-    )
+    digests = [digest for _, digest in recorded.images]
+    changed = changed or [one.pixels_sha256 for one in request.image or ()] != digests
     output = job.output_image or DEFAULT_OUTPUT
     if changed:
         changed_request = request.replace(**others)
         return opening, [Target(request=changed_request, output=output, batch=job.batch)]
+    notes = [*opening.notes]
+    _note_threads(recorded.threads, notes)
     # the last bits may depend on the batch, so it is made as it was
-    batch = request.replace(seed=(request.seed or 0) - position, num_images_per_prompt=size)
-    return opening, [
-        Target(request=batch, output=output, batch=size, only=position, expected_sha256=sha256)
+    batch = request.replace(
+        seed=(request.seed or 0) - recorded.position, num_images_per_prompt=recorded.batch
+    )
+    return replace(opening, notes=tuple(notes)), [
+        Target(
+            request=batch,
+            output=output,
+            batch=recorded.batch,
+            only=recorded.position,
+            expected_sha256=recorded.pixels_sha256,
+        )
     ]
 
 
-def _images_of(request: Request) -> list[str]:
-    return [image.pixels_sha256 for image in request.image or ()]
-
-
-def _recorded_images(record: Mapping[str, Any]) -> list[str]:
-    return [image["pixels_sha256"] for image in record["request"].get("image") or ()]
+def _recorded_opening(job: Job, recorded: Recorded, *, images: bool) -> Opening:
+    """Return how to open the engine: what is typed, then what may be taken from the record."""
+    components = read_components(job.components)
+    options = dict.fromkeys(recorded.options, "")
+    notes: list[str] = []
+    if job.trust:
+        files = recorded.named(
+            model=job.model_path is None, images=not images, components=components
+        )
+        files += shown_options(recorded)
+        Printer(quiet=job.quiet, as_json=False).note(f"taken from the record: {', '.join(files)}")
+        place: str | None = recorded.place
+        components = {**recorded.components, **components}
+        options = typed_options(recorded)
+        options["device"] = job.device or _device_or_auto(options["device"], notes)
+    else:
+        place = job.model_path or find_model(recorded, components)
+        if job.model_path and (others := recorded.named_components(components)):
+            notes.append(f"not opened, for the record alone names them: {', '.join(others)}")
+        require_names(recorded, model=place is not None, images=images)
+    return Opening(
+        model_path=job.model_path or place or POCKET,
+        device=job.device or options["device"] or "auto",
+        dtype=job.dtype or options["dtype"] or "auto",
+        components=components,
+        placement=job.placement or "auto",
+        memory=read_memory(job.memory),
+        tile=job.tile or options["tile"] or "auto",
+        quantise=job.quantise or options["quantise"] or "off",
+        attention=job.attention or options["attention"] or "auto",
+        deterministic=job.deterministic or options["deterministic"] == "yes",
+        compile_with=job.compile_with or options["compile"] or "off",
+        fused=job.fused or options["fused"] or "auto",
+        place=read_components(job.place or [], "--place", "NAME=DEVICE"),
+        fingerprint=recorded.fingerprint,
+        notes=tuple(notes),
+        recorded=None if job.trust else recorded,
+    )
 
 
 def _note_threads(made_with: int | None, notes: list[str]) -> None:

@@ -76,9 +76,18 @@ def _flags(
         typer.Option(
             "--from",
             metavar="PICTURE",
-            help="Make a picture again from the record it carries; other settings change it.",
+            help="Make an image again from the record it carries; other settings change it. Taken "
+            "from the record: the request, and the model by its name.",
         ),
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="With --from: open the files that the record names (model, components, images to "
+            "edit), and take its device, dtype and other options.",
+        ),
+    ] = False,
     output_image: Annotated[
         str | None,
         typer.Option(

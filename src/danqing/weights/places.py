@@ -153,7 +153,7 @@ def all_places() -> Iterator[Found]:
 def _all_places() -> Iterator[Found]:
     yield from (Found(name, path) for name, path in BUILT_IN.items())
     for folder in named_folders():
-        yield from _in_named_folder(folder)
+        yield from models_in(folder)
     for child in _folders(hugging_face_cache()):
         if child.name.startswith(_FOLDED):
             yield from _folded(child, child.name.removeprefix(_FOLDED))
@@ -166,7 +166,8 @@ def _all_places() -> Iterator[Found]:
                 yield Found(f"{owner.name}/{child.name.replace('___', '.')}", child)
 
 
-def _in_named_folder(folder: Path) -> Iterator[Found]:
+def models_in(folder: Path) -> Iterator[Found]:
+    """Yield every place in a folder of models that may hold one; their names are their paths."""
     for child in _folders(folder):
         if child.name.startswith(_FOLDED):
             yield from _folded(child, child.name.removeprefix(_FOLDED))
