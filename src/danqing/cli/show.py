@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from danqing.cli.terminal import print_json
+from danqing.cli.terminal import print_json, print_line
 from danqing.pictures import read_record
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def run(picture: str, *, as_json: bool) -> None:
         print_json(record, indent=2)
         return
     for label, text in _rows("", record):
-        print(f"{label:<34} {text}")
+        print_line(f"{label:<34} {text}")
 
 
 def _rows(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
