@@ -168,8 +168,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise OutputError(
             "the image cannot be read", seen=f"{path}: {error.strerror or error}"
         ) from error
-    # struct.error of EXIF data is a ValueError only in name; Pillow raises several kinds
-    except Exception as error:
+    except Exception as error:  # Pillow raises many kinds for damaged EXIF data
         raise OutputError(
             "this is not a whole picture",
             seen=f"{path}: {str(error)[:200]}",
