@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 NPU := $(abspath $(VENV))/torch_npu
 JOBS ?= 2
+SECONDS ?= 600
 
-.PHONY: install tools javascript test test-slow test-oldest test-ascend check lint types layers docs format bench
+.PHONY: install tools javascript test test-slow test-oldest test-ascend fuzz audit check lint types layers docs format bench
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -30,6 +31,9 @@ javascript: install  ## the images API's JavaScript client, where npm is; else i
 
 test-slow: install  ## timings, one after the other
 	$(BIN)/python -m pytest -m slow
+
+fuzz: install  ## all fuzz targets, SECONDS in all; a finding is an error (fuzz/README.md)
+	$(BIN)/python -W ignore -m fuzz --seconds $(SECONDS)
 
 test-oldest: install $(OLDEST)/.installed  ## the suite on the older versions Ascend users have (7 GB of disk)
 	$(OLDEST)/bin/python -m pytest -n $(JOBS)

@@ -375,6 +375,8 @@ def encode(
     from PIL.PngImagePlugin import PngInfo
 
     text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    # a file name that is not UTF-8 has surrogates, which JSON can only escape
+    text = text.encode("utf-8", "backslashreplace").decode()
     exif = Images.Exif()
     exif[_SOFTWARE] = f"danqing {record.get('danqing', '')} (AI-generated)"
     exif[_DESCRIPTION] = "AI-generated picture"

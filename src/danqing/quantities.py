@@ -20,8 +20,14 @@ _UNITS = {
 }  # fmt: skip
 
 
+_MAX_DIGITS = 30
+"""A number of bytes has fewer; a float of 309 digits is infinite."""
+
+
 def parse_size(text: str) -> int | None:
     """Return the bytes that a text such as `8GiB`, `7.5 GiB` or `8000MB` means, or None."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     unit = _UNITS.get(match[2].lower()) if match else None
-    return None if match is None or unit is None else int(float(match[1]) * unit)
+    if match is None or unit is None or len(match[1]) > _MAX_DIGITS:
+        return None
+    return int(float(match[1]) * unit)

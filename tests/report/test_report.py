@@ -292,3 +292,19 @@ def test_what_runs_nothing_takes_no_settings(written: Path) -> None:
         ran = invoke("report", *words)
         assert ran.exit_code == 2, ran.output
         assert "no effect" in ran.output or "stand alone" in ran.output
+
+
+def test_a_foreign_report_embeds_no_other_files(written: Path, tmp_path: Path) -> None:
+    """`--views` on a report from elsewhere must not put any file of this machine into the page."""
+    for number, name in enumerate(("/etc/passwd", "../secret.png", "secret.png", "missing.png")):
+        folder = tmp_path / str(number)
+        shutil.copytree(written, folder)
+        (tmp_path / "secret.png").write_bytes(b"\x89PNG\r\n\x1a\nsecret")
+        (folder / "secret.png").write_bytes(b"root:x:0:0")
+        table = json.loads((folder / "report.json").read_text("utf-8"))
+        table["cases"][0]["picture"]["file"] = name
+        (folder / "report.json").write_text(json.dumps(table), "utf-8")
+        before = (folder / "report.html").read_bytes()
+        ran = invoke("report", "--views", folder / "report.json")
+        assert ran.exit_code == 7, ran.output
+        assert (folder / "report.html").read_bytes() == before

@@ -292,7 +292,7 @@ def _make_folder(folder: Path) -> None:
 def _write(path: Path, text: str) -> None:
     try:
         with write_whole(path) as file:
-            file.write(text.encode())
+            file.write(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputError(
             "the report cannot be written", seen=f"{path}: {error.strerror or error}"

@@ -77,13 +77,18 @@ def _read(file: Path, within: str | None) -> Iterator[dict[str, Any]]:
 
 def _read_parquet(file: Path) -> Iterator[dict[str, Any]]:
     try:
+        import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
         raise InstallationError(
             "reading a parquet file takes pyarrow", seen=file, hint="pip install pyarrow"
         ) from error
-    for batch in parquet.ParquetFile(file).iter_batches(batch_size=8):
-        yield from batch.to_pylist()
+    try:
+        for batch in parquet.ParquetFile(file).iter_batches(batch_size=8):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RequestError("the parquet file is damaged", seen=f"{file}: {first[:200]}") from error
 
 
 def _json(text: str, where: str) -> Any:

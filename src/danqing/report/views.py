@@ -6,27 +6,28 @@ import base64
 import importlib.resources
 import math
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danqing.errors import OutputError
+from danqing.files import read_regular
 from danqing.quantities import size
 from danqing.report import plots
 from danqing.report.words import LANGUAGES, word
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from danqing.report.document import Difference, Report
 
+_IMAGE_BYTES = 1 << 28
+_PNG = b"\x89PNG\r\n\x1a\n"
 MEASURES = ("mse", "largest", "mean", "pixels_identical", "psnr", "ssim", "lpips")
 
 
 def markdown(report: Report, language: str) -> str:
     """Return the report as Markdown, its pictures beside it."""
     template = _templates(autoescape=False).get_template("report.md.j2")
-    text: str = template.render(
-        report=report, t=partial(_one, language=language), language=language, **_FUNCTIONS
-    )
-    return text.rstrip() + "\n"
+    words = partial(_one, language=language)
+    return _render(template, report=report, t=words, language=language).rstrip() + "\n"
 
 
 def page(report: Report, folder: Path) -> str:
@@ -37,9 +38,26 @@ def page(report: Report, folder: Path) -> str:
         folder: where they are.
     """
     template = _templates(autoescape=True).get_template("report.html.j2")
-    text: str = template.render(
-        report=report, t=_both, picture=partial(_embedded, folder), plots=plots, **_FUNCTIONS
+    return _render(
+        template, report=report, t=_both, picture=partial(_embedded, folder), plots=plots
     )
+
+
+def _render(template: Any, **values: Any) -> str:
+    """Render a report; one that was changed by hand may contradict itself.
+
+    Raises:
+        OutputError: it cannot be shown.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text: str = template.render(**values, **_FUNCTIONS)
+    except (TemplateError, LookupError, ArithmeticError, ValueError, TypeError) as error:
+        raise OutputError(
+            "the report cannot be shown: it contradicts itself",
+            seen=f"{type(error).__name__}: {str(error)[:200]}",
+        ) from error
     return text
 
 
@@ -114,8 +132,22 @@ def _bold(text: Any) -> Any:
 
 
 def _embedded(folder: Path, name: str) -> str:
-    data = base64.b64encode((folder / name).read_bytes()).decode()
-    return f"data:image/png;base64,{data}"
+    """Return an image of the report's own folder: a report from elsewhere may name any file."""
+    if Path(name).name != name or not name.lower().endswith(".png"):
+        raise OutputError(
+            "the report names an image outside its folder", seen=name, allowed="NAME.png"
+        )
+    try:
+        data = read_regular(folder / name, _IMAGE_BYTES)
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            "an image of the report cannot be read",
+            seen=f"{folder / name}: {getattr(error, 'strerror', None) or error}",
+            hint="report.json and its images belong in one folder",
+        ) from error
+    if not data.startswith(_PNG):
+        raise OutputError("an image of the report is not a PNG file", seen=folder / name)
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 def _templates(*, autoescape: bool) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from danqing.arrays import BITS, Array
 from danqing.atomic import write_whole
 from danqing.errors import OutputError, TraceError
+from danqing.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +33,7 @@ KEY = "danqing.trace"
 _CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 _NAMES = {name: code for code, name in _CODES.items()}
 _MAX_HEADER_BYTES = 100_000_000
+_MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +197,8 @@ def _header(joints: Mapping[str, Joint], about: Mapping[str, Any]) -> bytes:
                 "shape": list(one.kept_shape),
                 "data_offsets": [one.start, one.start + one.size_bytes],
             }
-    text = json.dumps(table, ensure_ascii=False).encode()
+    # a file name that is not UTF-8 has surrogates, which JSON can only escape
+    text = json.dumps(table, ensure_ascii=False).encode("utf-8", "backslashreplace")
     return text + b" " * (-len(text) % 8)
 
 
@@ -205,8 +209,8 @@ def read_trace(path: Path) -> Trace:
         TraceError: it is no trace, it is damaged, or of another schema.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= min(size - 8, _MAX_HEADER_BYTES):
                 raise TraceError("this is no trace, or it is cut short", seen=path)
@@ -216,7 +220,15 @@ def read_trace(path: Path) -> Trace:
         about = dict(told["about"])
     except OSError as error:
         raise TraceError("the trace cannot be read", seen=f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise TraceError(
             "this is no trace, or it is damaged",
             seen=f"{path}: {type(error).__name__}: {str(error)[:120]}",
@@ -241,7 +253,8 @@ def _joint(row: Mapping[str, Any], table: Mapping[str, Any], base: int, size: in
         start=None if entry is None else base + int(entry["data_offsets"][0]),
         sample=None if row.get("sample") is None else int(row["sample"]),
     )
-    if joint.dtype not in BITS or any(side < 0 for side in joint.shape):
+    negative = any(side < 0 for side in (*joint.shape, joint.sample or 0))
+    if joint.dtype not in BITS or negative or len(joint.shape) > _MAX_DIMENSIONS:
         msg = f"{joint.name} is {joint.dtype} {list(joint.shape)}"
         raise ValueError(msg)
     if joint.start is not None and not base <= joint.start <= size - joint.size_bytes:
