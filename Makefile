@@ -7,7 +7,7 @@ NPU := $(abspath $(VENV))/torch_npu
 JOBS ?= 2
 SECONDS ?= 600
 
-.PHONY: install tools javascript test test-slow test-oldest test-ascend fuzz audit check lint types layers docs format bench
+.PHONY: install tools javascript test test-slow test-oldest test-ascend fuzz audit hashes check lint types layers docs format bench
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -54,6 +54,18 @@ check: lint types layers docs  ## all that is no test
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive src
+
+audit: install  ## known vulnerabilities of the tested versions; it asks PyPI, and fails where that cannot answer
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[audit]"
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints-oldest.txt
+
+hashes: install  ## requirements.lock: the tested versions of the runtime dependencies, with the SHA-256 of their files
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[audit]"
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --python-version 3.11 \
+	  --custom-compile-command "make hashes" --constraint constraints.txt --extra serve \
+	  --output-file requirements.lock pyproject.toml
 
 types: install
 	$(BIN)/mypy

@@ -134,7 +134,63 @@ def ascend_page() -> Iterator[str]:
         yield f"| {chip.name} | {chip.memory_gib} | {chip.tflops} | {chip.bandwidth:g} | {yes} |"
 
 
+def licences_page() -> Iterator[str]:
+    yield "# Licences of dependencies\n"
+    yield (
+        "What `pip install danqing` and `danqing[serve]` install, on Python 3.11 with "
+        "`constraints.txt`, as each package's own metadata states it. danqing itself is under "
+        "Apache-2.0. On Linux, PyPI's torch also installs NVIDIA's CUDA libraries, which are under "
+        "NVIDIA's own terms, and Triton (MIT); torch built for a CPU or for Ascend does not.\n"
+    )
+    yield "| package | licence | needed by |\n|---|---|---|"
+    for name, (licence, needed_by) in sorted(_dependencies().items()):
+        yield f"| {name} | {licence} | {', '.join(sorted(needed_by))} |"
+
+
+_OF_CUDA = ("nvidia-", "cuda-", "triton")
+
+
+def _dependencies() -> dict[str, tuple[str, set[str]]]:
+    """Return the licence of each runtime dependency, and what asks for it."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    found: dict[str, tuple[str, set[str]]] = {}
+    waiting = [("danqing", "danqing", frozenset({"", "serve"}))]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        asker, name, extras = waiting.pop()
+        if name != "danqing":
+            licence = _licence(metadata.metadata(name))
+            found.setdefault(name, (licence, set()))[1].add(asker)
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        for row in metadata.requires(name) or ():
+            need = Requirement(row)
+            other = canonicalize_name(need.name)
+            wanted = any(
+                need.marker is None or need.marker.evaluate({"extra": extra}) for extra in extras
+            )
+            if wanted and other != "danqing" and not other.startswith(_OF_CUDA):
+                waiting.append((name, other, frozenset({"", *need.extras})))
+    return found
+
+
+def _licence(about: Any) -> str:
+    """Return what a package's metadata states: SPDX first, then classifiers, then free text."""
+    if expression := about.get("License-Expression"):
+        return str(expression)
+    rows = [row for row in about.get_all("Classifier") or () if row.startswith("License ::")]
+    names = {row.split(" :: ")[-1] for row in rows} - {"OSI Approved"}
+    first = (str(about.get("License") or "").strip().splitlines() or ["not stated"])[0]
+    return ", ".join(sorted(names)) or first[:60]
+
+
 PAGES = {
+    "licences": licences_page,
     "errors": errors_page,
     "settings": settings_page,
     "commands": commands_page,

@@ -36,7 +36,7 @@ REPORT = (
     "--require", "any", "--steps", 1,
 )  # fmt: skip
 COMMANDS: dict[str, tuple[Any, ...]] = {
-    "generate": ("generate", "a cat", "-o", "out.png", "--prompt-cache", "prompts", *TOY),
+    "generate": ("generate", "a cat", "-o", "out.png", "--prompt-cache", "prompts", "--overwrite", *TOY),
     "eval-set": (
         "eval-set", "geneval", "--prompts", "../../rows.jsonl", "--out", "set", "--steps", 1, *TOY,
     ),

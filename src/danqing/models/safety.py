@@ -43,10 +43,10 @@ class SafetyChecker:
             )
         try:
             self._prepare: Any = AutoImageProcessor.from_pretrained(
-                place, local_files_only=True, use_fast=False
+                place, local_files_only=True, trust_remote_code=False, use_fast=False
             )
             self._model: Any = AutoModelForImageClassification.from_pretrained(
-                place, local_files_only=True, use_safetensors=True
+                place, local_files_only=True, trust_remote_code=False, use_safetensors=True
             ).eval()
         except (OSError, ValueError, KeyError) as error:
             raise UnknownModelError(
