@@ -28,8 +28,10 @@ HERE = Path(__file__).parent
 CASE_SECONDS = 10.0
 CASE_BYTES = 1 << 30
 _POLL_SECONDS = 0.1
-_HEAD = struct.Struct("<dQQQ")
-"""When the case began, its number, its length, and the process's bytes before it."""
+BLOCKED_SECONDS = 60.0
+_HEAD = struct.Struct("<ddQQQ")
+"""When the case began, seconds computed by then, its number, its length, the process's bytes."""
+_FEW, _SLOW_SECONDS, _UNTRACED = 20, 0.05, 0.8
 _MOST_KEPT = 2000
 _FOUND = 70
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -100,13 +102,15 @@ def fuzz(target: Target, *, seconds: float, seed: int) -> Result:
         if child == 0:
             _work(target, shared, seed + result.cases, end)
         why = _watch(child, shared, end)
-        _, number, length, _ = _HEAD.unpack_from(shared)
+        _, _, number, length, _ = _HEAD.unpack_from(shared)
         result.cases += number
         if why is not None:
             data = shared[_HEAD.size : _HEAD.size + length]
             if why.startswith("over") and (why := confirm(target, data)) is None:
                 continue  # it was the tracing, or the machine was busy
-            result.findings.append((why, _save(target, data, "findings")))
+            finding = (why, _save(target, data, "findings"))
+            if finding not in result.findings:
+                result.findings.append(finding)
     return result
 
 
@@ -123,7 +127,7 @@ def confirm(target: Target, data: bytes) -> str | None:
         code = 0
         folder = Path(tempfile.mkdtemp(prefix="danqing-fuzz-", dir=_memory()))
         try:
-            _HEAD.pack_into(shared, 0, time.monotonic(), 1, len(data), _resident(os.getpid()))
+            _begin(shared, 1, len(data))
             run_case(target, data, folder)
         except BaseException:  # noqa: BLE001 - anything is a finding
             traceback.print_exc()
@@ -132,7 +136,7 @@ def confirm(target: Target, data: bytes) -> str | None:
             shutil.rmtree(folder, ignore_errors=True)
             sys.stderr.flush()
             os._exit(code)
-    return _watch(child, shared, time.monotonic() + 2 * CASE_SECONDS)
+    return _watch(child, shared, time.monotonic() + BLOCKED_SECONDS)
 
 
 def _watch(child: int, shared: mmap.mmap, end: float) -> str | None:
@@ -144,13 +148,15 @@ def _watch(child: int, shared: mmap.mmap, end: float) -> str | None:
             if code in (0, _FOUND):
                 return None if code == 0 else "an exception, printed above"
             return f"the process ended with {code}"
-        began, _, _, before = _HEAD.unpack_from(shared)
+        began, used, _, _, before = _HEAD.unpack_from(shared)
         why = None
-        if began and time.monotonic() - began > CASE_SECONDS:
+        if began and _processor_seconds(child) - used > CASE_SECONDS:
             why = f"over {CASE_SECONDS:.0f} seconds"
+        elif began and time.monotonic() - began > BLOCKED_SECONDS:
+            why = f"over {BLOCKED_SECONDS:.0f} seconds, most of them waiting"
         elif began and _resident(child) - before > CASE_BYTES:
             why = f"over {CASE_BYTES >> 20} MiB"
-        elif time.monotonic() > end + CASE_SECONDS:
+        elif time.monotonic() > end + BLOCKED_SECONDS:
             why = "it did not end"
         if why is not None:
             os.kill(child, signal.SIGKILL)
@@ -168,16 +174,19 @@ def _work(target: Target, shared: mmap.mmap, seed: int, end: float) -> None:
         pool = [path.read_bytes() for path in [*target.inputs(), *target.inputs("kept")]] or [b""]
         lines = _Lines()
         number = 0
+        start = time.monotonic()
         while time.monotonic() < end:
             fresh = number < len(pool) and seed % 2 == 0
             data = pool[number] if fresh else mutate(dice.choice(pool), target.kind, dice, pool)
             number += 1
             shared[_HEAD.size : _HEAD.size + len(data)] = data
-            before = _resident(os.getpid())
-            _HEAD.pack_into(shared, 0, time.monotonic(), number, len(data), before)
-            with lines:
+            _begin(shared, number, len(data))
+            # tracing slows large libraries down tenfold, so slow targets are traced now and then
+            slow = number > _FEW and (time.monotonic() - start) / number > _SLOW_SECONDS
+            traced = not slow or dice.random() > _UNTRACED
+            with lines if traced else contextlib.nullcontext():
                 run_case(target, data, folder)
-            if lines.grew() and len(pool) < _MOST_KEPT:
+            if traced and lines.grew() and len(pool) < _MOST_KEPT:
                 pool.append(data)
                 _save(target, data, "kept")
     except BaseException:  # noqa: BLE001 - anything is a finding
@@ -240,6 +249,23 @@ def run_atheris(target: Target, *, seconds: int, seed: int) -> None:
         lambda data: run_case(target, data, folder),
     )  # fmt: skip
     atheris.Fuzz()
+
+
+def _begin(shared: mmap.mmap, number: int, length: int) -> None:
+    me = os.getpid()
+    _HEAD.pack_into(
+        shared, 0, time.monotonic(), _processor_seconds(me), number, length, _resident(me)
+    )
+
+
+def _processor_seconds(process: int) -> float:
+    """Return what a process has computed: a busy machine must not look like a hang."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return 0.0
+    user, system = text.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _resident(process: int) -> int:

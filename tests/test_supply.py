@@ -22,12 +22,12 @@ def pinned(name: str) -> dict[str, str]:
 
 def needed() -> set[str]:
     """What danqing itself needs to run, and to serve."""
-    found = set()
+    found: set[str] = set()
     for row in metadata.requires("danqing") or ():
         need = Requirement(row)
         extras = ("", "serve")
         if need.marker is None or any(need.marker.evaluate({"extra": e}) for e in extras):
-            found.add(canonicalize_name(need.name))
+            found.add(str(canonicalize_name(need.name)))
     return found - {"danqing"}
 
 

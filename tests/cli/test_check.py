@@ -120,6 +120,13 @@ def test_digests_are_kept_until_the_file_changes(
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     assert report(copy, "--digest", env=environment)["sha256"][str(path)] == wanted
     assert digests.cached_sha256(path) == wanted
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as cp -p, rsync and tar do
+    assert digests.cached_sha256(path) is None
+    assert digests.sha256(path) == hashlib.sha256(data).hexdigest()
     os.utime(path, ns=(1, 1))
     assert digests.cached_sha256(path) is None
 
@@ -132,7 +139,7 @@ def test_a_published_file_is_recognised(
     path = (copy / SHARD).resolve()
     found = path.stat()
     digests.cache_file().parent.mkdir()
-    row = {str(path): [found.st_size, found.st_mtime_ns, published]}
+    row = {str(path): [found.st_size, found.st_mtime_ns, found.st_ctime_ns, published]}
     digests.cache_file().write_text(json.dumps(row))
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     text = run_danqing("check", copy, "--digest", env=environment).stdout

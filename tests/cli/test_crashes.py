@@ -186,6 +186,19 @@ def test_commands_killed_at_many_points_resume(victim: Victim) -> None:
     assert victim.attack(MANY, seed=2) == MANY
 
 
+@pytest.mark.parametrize("victim", ["convert"], indirect=True)
+def test_two_conversions_to_one_target(victim: Victim) -> None:
+    """One of them writes it whole; the other says that it exists."""
+    whole = victim.home / "whole"
+    assert victim.run(whole).code == 0
+    work = victim.home / "both"
+    work.mkdir()
+    outcomes = victim.forks.run_together(3, *victim.words, cwd=work)
+    assert sorted(outcome.code for outcome in outcomes) == [0, TARGET_EXISTS, TARGET_EXISTS]
+    assert files_of(work) == files_of(whole / "work")
+    assert all(same(work / path, whole / "work" / path) for path in visible(work))
+
+
 # --- pull ----------------------------------------------------------------------------------------
 
 
@@ -223,6 +236,25 @@ def test_killed_pulls_resume(pulled: tuple[Victim, Hub]) -> None:
     victim, hub = pulled
     hub.slow = 0.002
     assert victim.attack(QUICK, seed=1) == QUICK
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize("pulled", ["huggingface"], indirect=True)
+def test_three_pulls_at_once(pulled: tuple[Victim, Hub]) -> None:
+    """Each file is fetched once: who comes second waits."""
+    victim, hub = pulled
+    hub.slow = 0.002
+    folder = victim.home / "together"
+    folder.mkdir()
+    outcomes = victim.forks.run_together(
+        3, *victim.words, cwd=folder, environment=victim.environment(folder)
+    )
+    assert [outcome.code for outcome in outcomes] == [0] * 3, outcomes[0].errors
+    big = "vae/diffusion_pytorch_model.safetensors"
+    (found,) = (folder / "work" / "hub").rglob(big)
+    assert found.read_bytes() == (hub.folder / big).read_bytes()
+    assert hub.sent[big] < 1.5 * found.stat().st_size
+    assert not list((folder / "work").rglob("*.incomplete"))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""SHA-256 of weights files, each computed once: kept by size and time of last change."""
+"""SHA-256 of weights files, each computed once: kept by size and the times of last change."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sha256(path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
         raise CheckpointDamagedError(
             "the file cannot be read", seen=f"{path} ({error.strerror or error})"
         ) from error
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+    if _stamp(before) != _stamp(after):
         raise CheckpointDamagedError("the file changed while it was read", seen=path)
     _keep(path, after, digest.hexdigest())
     return digest.hexdigest()
@@ -70,9 +70,15 @@ def _kept(table: Mapping[str, object], path: Path) -> str | None:
     except OSError:
         return None
     row = table.get(str(path.resolve()))
-    if isinstance(row, list) and row[:2] == [found.st_size, found.st_mtime_ns]:
-        return str(row[2])
+    stamp = _stamp(found)
+    if isinstance(row, list) and len(row) == len(stamp) + 1 and row[:-1] == stamp:
+        return str(row[-1])
     return None
+
+
+def _stamp(found: os.stat_result) -> list[int]:
+    """Return what changes with a file; programs that copy can set mtime back, but not ctime."""
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def known_digests(checkpoint: Checkpoint) -> dict[str, str]:
@@ -96,5 +102,4 @@ def _read() -> dict[str, object]:
 
 
 def _keep(path: Path, found: os.stat_result, digest: str) -> None:
-    row = [found.st_size, found.st_mtime_ns, digest]
-    add_to_table(cache_file(), str(path.resolve()), row)
+    add_to_table(cache_file(), str(path.resolve()), [*_stamp(found), digest])

@@ -6,6 +6,7 @@ and transformers, look for them.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import logging
@@ -286,9 +287,8 @@ class HuggingFace(Hub):
                 self._download(file, blob)
             link = self._link(file)
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
             up = Path(*[".."] * (len(PurePosixPath(file.path).parts) + 1))
-            link.symlink_to(up / "blobs" / blob.name)
+            _link(link, up / "blobs" / blob.name)
         except OSError as error:
             raise DownloadError(
                 "the cache cannot be written", seen=f"{blob} ({error.strerror or error})"
@@ -413,6 +413,14 @@ def _network_error(name: str, error: BaseException) -> DownloadError:
             ("what is complete stays; the same command goes on from there"),
         )
     return DownloadError(what, seen=f"{name}: {first[:300]}", hint=hint)
+
+
+def _link(link: Path, target: Path) -> None:
+    """Make a symbolic link; another process may make the same one meanwhile."""
+    while not link.is_symlink() or link.readlink() != target:
+        link.unlink(missing_ok=True)
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(target)
 
 
 def _open_locked(unfinished: Path) -> BinaryIO:
