@@ -7,6 +7,11 @@ clients ask, all together twice as often as that, each time with an Idempotency-
 without retries: a 429 is counted and that request is over. Then the server is started with
 --journal, loaded, killed (SIGKILL) and started again, twice: the clients ask again under the same
 keys, and what was accepted must come, once.
+
+    python benchmarks/serve_load.py --requests 3000
+
+measures the server's memory alone: four clients send so many small requests, to a server without
+a journal and to one with a journal. After a tenth of them memory must stay within 2 %.
 """
 
 from __future__ import annotations
@@ -188,6 +193,31 @@ async def crash(clients: int, seconds: float) -> dict[str, Any]:
     }
 
 
+async def watch_memory(server: Server, requests: int) -> dict[str, Any]:
+    """Return the resident memory after a tenth of the requests, at the end, and the largest."""
+    left = itertools.count(1)
+    memory: list[int] = []
+    begin = time.monotonic()
+
+    async def one(client: httpx.AsyncClient) -> None:
+        while (number := next(left)) <= requests:
+            body = {**BODY, "size": "64x64", "seed": number}
+            headers = {"idempotency-key": f"request {number}"} if number % 2 else {}
+            answer = await client.post(GENERATIONS, json=body, headers=headers)
+            assert answer.status_code == OK, answer.text
+            memory.append(server.resident())
+
+    async with httpx.AsyncClient(base_url=server.address, timeout=300) as client:
+        await asyncio.gather(*(one(client) for _ in range(4)))
+    first, last = memory[len(memory) // 10], memory[-1]
+    return {
+        "answered": len(memory),
+        "seconds": round(time.monotonic() - begin),
+        "memory MiB": [round(size / 2**20, 1) for size in (first, last, max(memory))],
+        "memory ratio": round(last / first, 4),
+    }
+
+
 def read_journal(journal: Path) -> dict[str, Any]:
     """Return what the journal says of all jobs."""
     with sqlite3.connect(journal) as base:
@@ -209,7 +239,16 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--crash-seconds", type=float, default=60)
+    parser.add_argument("--requests", type=int, help="measure memory over so many requests alone")
     options = parser.parse_args()
+    if options.requests:
+        journal = Path(tempfile.mkdtemp()) / "jobs.db"
+        for name, flags in (("without", []), ("with", ["--journal", str(journal)])):
+            server = Server(*flags)
+            found = asyncio.run(watch_memory(server, options.requests))
+            server.stop()
+            print(f"{name} a journal: {json.dumps(found)}", flush=True)
+        return
     server = Server()
     asyncio.run(closed_loop(server.address, 4, 5))
     capacity = asyncio.run(closed_loop(server.address, 4, 20))

@@ -288,7 +288,9 @@ class Journal:
                     " WHERE rowid = ?",
                     (time.time(), self._now(), json.dumps(_as_row(error)), row["rowid"]),
                 )
-            why = f"{type(cause).__name__}: {str(cause)[:200]}"
+            # what an error of danqing saw may be the prompt, which logs leave out
+            text = cause.what if isinstance(cause, DanqingError) else str(cause)
+            why = f"{type(cause).__name__}: {text[:200]}"
             log.error(
                 "a job of the journal cannot be read by this version of danqing: it is marked"
                 " failed",
