@@ -221,8 +221,14 @@ NAMES: dict[str, Callable[[Path], tuple[object, ...]]] = {
 }
 
 
-@pytest.mark.finding(9)
-@pytest.mark.parametrize("case", NAMES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        # a config's and a prompt's were shown by repr before, too
+        pytest.param(name, marks=[] if name in ("config", "prompt") else pytest.mark.finding(9))
+        for name in NAMES
+    ],
+)
 def test_a_hostile_name_is_escaped(
     case: str, schnell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,9 +29,10 @@ from danqing.cli.verdicts import (
     switch_lines,
 )
 from danqing.devices import OWN_ATTENTION
-from danqing.errors import DanqingError, RequestError, TraceError
+from danqing.errors import DanqingError, RequestError, TraceError, UntrustedRecordError
 from danqing.files import expand
 from danqing.quantities import size
+from danqing.references import read_references
 from danqing.request import Request
 from danqing.verify.determinism import check_determinism, measure_cost, record
 from danqing.verify.invariance import check_invariance
@@ -45,7 +46,7 @@ from danqing.verify.parity import (
     prepare_from_trace,
     report,
 )
-from danqing.verify.trace import Trace, read_trace
+from danqing.verify.trace import Trace, check_about, read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -244,7 +245,7 @@ def run_determinism(
 def run_traces(candidate: str, reference: str, *, require: str, as_json: bool) -> bool:
     """Compare two traces; print what was found, and return whether it passed."""
     check_rung(require)
-    traces = [read_trace(expand(place)) for place in (candidate, reference)]
+    traces = [_read_trace(expand(place)) for place in (candidate, reference)]
     found = compare_traces(*traces)
     if as_json:
         print_json(comparison_report(found), indent=1)
@@ -342,12 +343,18 @@ def with_request_of(job: TraceJob, trace: Trace, *, prompted: bool) -> TraceJob:
 def trace_at(reference: str) -> Trace | None:
     """Open the reference if it is a file; a device's name is none."""
     place = expand(reference)
-    return read_trace(place) if place.is_file() or place.suffix == ".trace" else None
+    return _read_trace(place) if place.is_file() or place.suffix == ".trace" else None
+
+
+def _read_trace(place: Path) -> Trace:
+    trace = read_trace(place)
+    check_about(trace)
+    return trace
 
 
 def request_of(trace: Trace, job: TraceJob, *, prompted: bool) -> Request:
     """Return the trace's request; one that was typed must be the same."""
-    request = Request(**trace.about["request"])
+    request = Request(**_without_files(trace, job))
     typed = {**job.settings, **({"prompt": job.prompt} if prompted else {})}
     for name, value in typed.items():
         recorded = getattr(request, name)
@@ -359,6 +366,35 @@ def request_of(trace: Trace, job: TraceJob, *, prompted: bool) -> Request:
                 hint=f"leave it out: it is taken from {trace.path}",
             )
     return request
+
+
+def _without_files(trace: Trace, job: TraceJob) -> dict[str, Any]:
+    """Return a trace's settings with the images named on the command line, not by the trace.
+
+    Raises:
+        UntrustedRecordError: images were edited, and the command line does not name them.
+        TraceError: other images are named.
+    """
+    settings = dict(trace.about["request"])
+    recorded = settings.get("image")
+    if not recorded:
+        return settings
+    named = job.settings.get("image")
+    if named is None:
+        raise UntrustedRecordError(
+            "the trace names images that are not opened without consent",
+            seen=str(recorded)[:200],
+            hint="name them: --image FILE",
+        )
+    settings["image"] = images = read_references(named)
+    if [one.pixels_sha256 for one in images] != _digests(recorded):
+        raise TraceError("the reference was made with other images", seen=str(named)[:200])
+    return settings
+
+
+def _digests(images: Any) -> list[Any]:
+    rows = images if isinstance(images, list) else []
+    return [row.get("pixels_sha256") if isinstance(row, dict) else None for row in rows]
 
 
 def _check_weights(trace: Trace, fingerprint: str) -> None:

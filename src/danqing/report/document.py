@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from danqing.errors import OutputError
+from danqing.files import read_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA = 1
+MAX_BYTES = 16_000_000
+"""Of a report's JSON; a module's trace of a large model makes a tenth of it."""
 
 
 class Part(BaseModel):
@@ -327,24 +330,18 @@ def read_report(path: Path) -> Report:
     Raises:
         OutputError: it cannot be read, or is none, or of another schema.
     """
+    data: Any = None
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(read_regular(path, MAX_BYTES))
         return Report.model_validate(data)
     except OSError as error:
         raise OutputError(
             "the report cannot be read", seen=f"{path}: {error.strerror or error}"
         ) from error
     except (ValueError, ValidationError, RecursionError) as error:
-        schema = data.get("report_schema") if isinstance(data := _maybe(path), dict) else None
+        schema = str(data.get("report_schema"))[:20] if isinstance(data, dict) else None
         raise OutputError(
             "this is no report of danqing, or it is damaged",
             seen=f"{path}: schema {schema}, {str(error).splitlines()[0][:120]}",
             allowed=f"report.json of schema {SCHEMA}",
         ) from error
-
-
-def _maybe(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError, RecursionError):
-        return None

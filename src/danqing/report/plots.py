@@ -6,11 +6,13 @@ import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from danqing.escaping import escape
 from danqing.report.words import word
 
 if TYPE_CHECKING:
     from danqing.report.document import Difference, Parity
 
+_LONGEST = 60
 _LEAST = 1e-9
 """Errors of zero have no place on a logarithmic axis; they are drawn here."""
 _PORT, _DRIFT, _FLOOR = "#a6321f", "#2f6f73", "#b9b2a3"
@@ -54,7 +56,8 @@ def differences(found: Difference, language: str) -> str:
 
 
 def _short(name: str) -> str:
-    return name.replace("denoise/", "").replace("encode/", "").replace("decode/", "")
+    short = name.replace("denoise/", "").replace("encode/", "").replace("decode/", "")
+    return escape(short[:_LONGEST], one_line=True).replace("$", r"\$")  # $ begins a formula
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from danqing.errors import OutputError
+from danqing.escaping import escape
 from danqing.files import read_regular
 from danqing.quantities import size
 from danqing.report import plots
-from danqing.report.words import LANGUAGES, word
+from danqing.report.words import LANGUAGES, WORDS, word
 
 if TYPE_CHECKING:
     from danqing.report.document import Difference, Report
@@ -25,7 +28,7 @@ MEASURES = ("mse", "largest", "mean", "pixels_identical", "psnr", "ssim", "lpips
 
 def markdown(report: Report, language: str) -> str:
     """Return the report as Markdown, its pictures beside it."""
-    template = _templates(autoescape=False).get_template("report.md.j2")
+    template = _templates(html=False).get_template("report.md.j2")
     words = partial(_one, language=language)
     return _render(template, report=report, t=words, language=language).rstrip() + "\n"
 
@@ -36,8 +39,11 @@ def page(report: Report, folder: Path) -> str:
     Args:
         report: whose pictures lie in the folder.
         folder: where they are.
+
+    Raises:
+        OutputError: a picture is missing.
     """
-    template = _templates(autoescape=True).get_template("report.html.j2")
+    template = _templates(html=True).get_template("report.html.j2")
     return _render(
         template, report=report, t=_both, picture=partial(_embedded, folder), plots=plots
     )
@@ -58,7 +64,7 @@ def _render(template: Any, **values: Any) -> str:
             "the report cannot be shown: it contradicts itself",
             seen=f"{type(error).__name__}: {str(error)[:200]}",
         ) from error
-    return text
+    return escape(text)
 
 
 def measure(found: Difference | None, name: str, language: str) -> str:
@@ -103,19 +109,63 @@ _FUNCTIONS = {
 }
 
 
-def _one(key: str, language: str, **values: Any) -> str:
-    return word(str(key), language, **values)
+class _Markdown(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
+
+
+def _cell(value: Any) -> str:
+    """Return a value as text in Markdown, where it is no markup and ends no cell of a table."""
+    if isinstance(value, _Markdown):
+        return value
+    text = re.sub(r"([\\|`\[\]])", r"\\\1", " ".join(str(value).splitlines()))
+    return text.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _code(value: Any) -> _Markdown:
+    """Return a value as code inside a line."""
+    text = " ".join(str(value).splitlines()).replace("|", "\\|")
+    fence = "`" * (_longest_run(text) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return _Markdown(f"{fence}{pad}{text}{pad}{fence}")
+
+
+def _fenced(value: Any) -> _Markdown:
+    """Return a value as a block of text."""
+    text = str(value)
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return _Markdown(f"{fence}text\n{text}\n{fence}")
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)
+
+
+def _link(value: Any) -> _Markdown:
+    """Return the name of a file as the target of a link."""
+    return _Markdown(quote(str(value)))
+
+
+def _one(key: str, language: str, **values: Any) -> _Markdown:
+    if str(key) not in WORDS:
+        return _Markdown(_cell(key))
+    values = {
+        name: _cell(value) if isinstance(value, str) else value for name, value in values.items()
+    }
+    return _Markdown(word(str(key), language, **values))
 
 
 def _both(key: str, **values: Any) -> Any:
     """Return a text in both languages, of which the page shows one."""
-    from markupsafe import Markup, escape
+    from markupsafe import Markup
+    from markupsafe import escape as escape_html
 
     texts = [word(str(key), language, **values) for language in LANGUAGES]
     if texts[0] == texts[1]:
-        return _bold(escape(texts[0]))
+        return _bold(escape_html(texts[0]))
     spans = (
-        Markup('<span lang="{}">{}</span>').format(language, _bold(escape(text)))
+        Markup('<span lang="{}">{}</span>').format(language, _bold(escape_html(text)))
         for language, text in zip(LANGUAGES, texts, strict=True)
     )
     return Markup("").join(spans)
@@ -123,8 +173,6 @@ def _both(key: str, **values: Any) -> Any:
 
 def _bold(text: Any) -> Any:
     """Turn the little Markdown that words have into HTML."""
-    import re
-
     from markupsafe import Markup
 
     bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(text))
@@ -150,16 +198,20 @@ def _embedded(folder: Path, name: str) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
-def _templates(*, autoescape: bool) -> Any:
+def _templates(*, html: bool) -> Any:
+    """Return the templates; what they show is escaped, as HTML or as Markdown."""
     from jinja2 import DictLoader, Environment, StrictUndefined
 
     home = importlib.resources.files("danqing.report") / "templates"
     found = {place.name: place.read_text("utf-8") for place in home.iterdir()}
-    # on for the HTML page; Markdown is not HTML
-    return Environment(  # nosec B701
+    # Markdown is escaped by finalize, HTML by autoescape
+    environment = Environment(  # nosec B701
         loader=DictLoader(found),
-        autoescape=autoescape,
+        autoescape=html,
+        finalize=None if html else _cell,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"code": _code, "fenced": _fenced, "link": _link}
+    return environment

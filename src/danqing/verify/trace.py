@@ -33,7 +33,9 @@ KEY = "danqing.trace"
 _CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 _NAMES = {name: code for code, name in _CODES.items()}
 _MAX_HEADER_BYTES = 100_000_000
-_MAX_DIMENSIONS = 8
+_MAX_VALUES = 6_000_000
+"""In a header; each tensor has a dozen of about eight bytes or more."""
+_MAX_SIDES, _MAX_SIDE, _LONGEST = 8, 2**40, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,37 +212,72 @@ def read_trace(path: Path) -> Trace:
     """
     try:
         with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= min(size - 8, _MAX_HEADER_BYTES):
                 raise TraceError("this is no trace, or it is cut short", seen=path)
-            table = json.loads(file.read(length))
-        told = json.loads(table["__metadata__"][KEY])
+            header = file.read(length)
+        table = _parsed(header)
+        told = _parsed(table["__metadata__"][KEY].encode())
         joints = [_joint(row, table, 8 + length, size) for row in told["joints"]]
         about = dict(told["about"])
     except OSError as error:
-        raise TraceError("the trace cannot be read", seen=f"{path}: {error.strerror}") from error
-    except (
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise TraceError(
-            "this is no trace, or it is damaged",
-            seen=f"{path}: {type(error).__name__}: {str(error)[:120]}",
-            hint="danqing trace writes one",
-        ) from error
+        reason = error.strerror or error
+        raise TraceError("the trace cannot be read", seen=f"{path}: {reason}") from error
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    except RecursionError as error:
+        raise _damaged(path, error) from error
     if told.get("schema") != SCHEMA:
         raise TraceError(
             "the trace was written by another version of danqing",
-            seen=f"{path}: schema {told.get('schema')}",
+            seen=f"{path}: schema {str(told.get('schema'))[:40]}",
             allowed=f"schema {SCHEMA}",
         )
     return Trace(joints={joint.name: joint for joint in joints}, about=about, path=path)
+
+
+def _damaged(path: Path, error: Exception) -> TraceError:
+    return TraceError(
+        "this is no trace, or it is damaged",
+        seen=f"{path}: {type(error).__name__}: {str(error)[:120]}",
+        hint="danqing trace writes one",
+    )
+
+
+def _parsed(data: bytes) -> Any:
+    """Parse JSON, unless it has so many values that they would not fit into memory."""
+    values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if values > _MAX_VALUES:
+        msg = f"its header has {values} values"
+        raise ValueError(msg)
+    return json.loads(data)
+
+
+def check_about(trace: Trace) -> None:
+    """See that a trace says what ran where: the fields that others read, each of its type.
+
+    Raises:
+        TraceError: a field is missing, or of another type.
+    """
+    try:
+        origin = trace.about["provenance"]
+        device, model = origin["device"], origin["model"]
+        texts = {
+            "dtype": origin["dtype"],
+            "device.name": device["name"],
+            "device.chip": device["chip"],
+            "model.title": model["title"],
+            "model.fingerprint": model["fingerprint"],
+        }
+        for name, text in texts.items():
+            if not isinstance(text, str) or len(text) > _LONGEST:
+                msg = f"{name} is {type(text).__name__}"
+                raise TypeError(msg)  # noqa: TRY301
+        dict(trace.about["request"]).items()
+    except (LookupError, TypeError, ValueError) as error:
+        raise _damaged(trace.path, error) from error
 
 
 def _joint(row: Mapping[str, Any], table: Mapping[str, Any], base: int, size: int) -> Joint:
@@ -253,9 +290,10 @@ def _joint(row: Mapping[str, Any], table: Mapping[str, Any], base: int, size: in
         start=None if entry is None else base + int(entry["data_offsets"][0]),
         sample=None if row.get("sample") is None else int(row["sample"]),
     )
-    negative = any(side < 0 for side in (*joint.shape, joint.sample or 0))
-    if joint.dtype not in BITS or negative or len(joint.shape) > _MAX_DIMENSIONS:
-        msg = f"{joint.name} is {joint.dtype} {list(joint.shape)}"
+    sides = joint.kept_shape
+    known = joint.dtype in BITS and len(joint.shape) <= _MAX_SIDES
+    if not known or not all(0 <= side <= _MAX_SIDE for side in (*joint.shape, *sides)):
+        msg = f"{joint.name} is {joint.dtype} {list(joint.shape[:_MAX_SIDES])}"
         raise ValueError(msg)
     if joint.start is not None and not base <= joint.start <= size - joint.size_bytes:
         msg = f"{joint.name} lies beyond the end"
