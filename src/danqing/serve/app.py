@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -177,6 +178,7 @@ class _Routes:
     ) -> Response:
         """Accept an order and answer as the client wishes."""
         service = self._service
+        expires = time.monotonic() + service.limits.deadline
         name, painter = service.painter(body.model)
         if edits and "image" in painter.spec.no_effect:
             raise NoEffectError(
@@ -197,8 +199,9 @@ class _Routes:
             sent_digest=digest,
             # who has a name for it may come back
             detached=later or idempotency is not None,
+            expires=expires,
         )
-        job = await self._submitted(submitting)
+        job = await self._submitted(submitting, expires)
         base = str(request.base_url).rstrip("/") if body.response_format == "url" else None
         headers = {"x-job-id": job.id}
         if later:
@@ -216,10 +219,10 @@ class _Routes:
             raise CancelledError("the request ended before the job did")
         return JSONResponse(answers.images_response(service, job, base=base), headers=headers)
 
-    async def _submitted(self, submitting: Coroutine[Any, Any, Job]) -> Job:
+    async def _submitted(self, submitting: Coroutine[Any, Any, Job], expires: float) -> Job:
         """Return the accepted job; give up at the deadline, even if the journal's disk hangs."""
         task = asyncio.ensure_future(submitting)
-        done, _ = await asyncio.wait([task], timeout=self._service.limits.deadline)
+        done, _ = await asyncio.wait([task], timeout=expires - time.monotonic())
         if not done:
             task.add_done_callback(self._leave_late)
             raise DeadlineError("the request was not accepted in time", hint="ask again later")

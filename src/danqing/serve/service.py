@@ -452,6 +452,7 @@ class Service:
         digest: str = "",
         sent_digest: str = "",
         detached: bool = False,
+        expires: float | None = None,
     ) -> Job:
         """Accept an order, or return the job it became before.
 
@@ -462,6 +463,7 @@ class Service:
             digest: of what was asked.
             sent_digest: of the body's bytes; jobs of a journal of version 1 have no other.
             detached: it is painted even if nobody waits for it.
+            expires: its deadline by `time.monotonic`; if left out, counted from now.
 
         Raises:
             BusyError: too much waits already.
@@ -472,7 +474,7 @@ class Service:
         job = Job(
             order=order, client=client, idempotency=idempotency, digest=digest,
             sent_digest=sent_digest, detached=detached,
-            expires=time.monotonic() + self.limits.deadline,
+            expires=expires or time.monotonic() + self.limits.deadline,
         )  # fmt: skip
         if idempotency is None:
             return self._accept(job)
