@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+from danqing.escaping import escape_json
+
 
 class JsonLines(logging.Formatter):
     """One object a line: when, how grave, what, and whatever the row knows."""
@@ -30,11 +32,8 @@ class JsonLines(logging.Formatter):
             row.pop("prompt", None)
         if record.exc_info:
             row["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(
-            {name: round(one, 4) if isinstance(one, float) else one for name, one in row.items()},
-            ensure_ascii=False,
-            default=str,
-        )
+        row = {name: round(one, 4) if isinstance(one, float) else one for name, one in row.items()}
+        return escape_json(json.dumps(row, ensure_ascii=False, default=str))
 
 
 def set_up(*, prompts: bool) -> None:
