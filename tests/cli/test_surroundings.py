@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NOBODY, UNKNOWN = 65534, 54321
 YEAR = 365 * 24 * 3600
 TOY = ("--device", "cpu", "--size", "64x64", "--seed", 1, "-q")
-DENIED = 7
+DENIED, DAMAGED = 7, 3
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser becomes another user")
 
 
@@ -233,6 +233,58 @@ def test_a_plain_locale(public: Path, place: Path) -> None:
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     assert Image.open(place / "丹青.png").size == (64, 64)
+
+
+FOLDERS = {
+    "not UTF-8": os.fsdecode(b"\xff\xfe m"),
+    "Chinese": "模型 一",
+    "controls": "a\n\x1b]0;title\x07",
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "not UTF-8")) for k in FOLDERS]
+)
+def test_every_command_in_an_oddly_named_folder(
+    kind: str, forks: Forks, public: Path, place: Path
+) -> None:
+    """The folder of the weights, of the prompts and of whatever is written.
+
+    The safetensors library opens no paths that are not UTF-8: such weights are an error.
+    """
+    home = place / FOLDERS[kind]
+    home.mkdir()
+    weights = home / "model"
+    weights.symlink_to(public / "model")
+    if kind == "not UTF-8":
+        refused = forks.run("generate", "a cat", "-m", weights, "-o", home / "a.png", "-q")
+        assert refused.code == DAMAGED, refused.errors
+        weights = public / "model"
+    (home / "rows.jsonl").write_text('{"prompt": "a cat", "include": []}\n')
+    model = ("-m", weights, "--device", "cpu", "-q", "--steps", 1)
+    small = ("--height", 64, "--width", 64, "--seed", 1)
+    brief = (
+        "--repeats", 1, "--batch", 0, "--no-cost", "--no-process", "--no-switches",
+        "--require", "any",
+    )  # fmt: skip
+    for words in (
+        ("generate", "a cat", *model, *small, "-o", home / "a.png", "--prompt-cache", home / "p"),
+        ("generate", "--from", home / "a.png", "--trust", "-o", home / "b.png", "-q"),
+        ("show", home / "a.png"),
+        ("trace", "a cat", *model, *small, "--out", home / "a.trace"),
+        ("verify", "traces", home / "a.trace", home / "a.trace"),
+        ("eval-set", "geneval", "--prompts", home / "rows.jsonl", "--out", home / "set", *model,
+         *small),
+        ("report", "a cat", "--out", home / "report", *brief, *model, *small),
+        ("report", "--views", home / "report" / "report.json"),
+        ("check", weights),
+        ("convert", weights, home / "converted", "--layout", "bfl", "-q"),
+        ("check", home / "converted"),
+    ):  # fmt: skip
+        outcome = forks.run(*words)
+        assert outcome.code == 0, (words, outcome.errors)
+        assert "\x1b" not in outcome.errors
+    assert np.array_equal(pixels(home / "a.png"), pixels(home / "b.png"))
 
 
 # --- what is kept between runs -------------------------------------------------------------------

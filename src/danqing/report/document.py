@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from danqing.errors import OutputError
 from danqing.files import read_regular
@@ -18,10 +18,24 @@ MAX_BYTES = 16_000_000
 """Of a report's JSON; a module's trace of a large model makes a tenth of it."""
 
 
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_escaped(key): _escaped(row) for key, row in value.items()}
+    return [_escaped(row) for row in value] if isinstance(value, list) else value
+
+
 class Part(BaseModel):
     """A part of a report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _printable(cls, values: Any) -> Any:
+        """Escape bytes of file names that are not UTF-8, which no file of text can hold."""
+        return _escaped(values) if isinstance(values, dict) else values
 
 
 class Environment(Part):
