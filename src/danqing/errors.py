@@ -92,6 +92,12 @@ class UntrustedRecordError(RequestError):
     """A record names files to open, and neither the command line nor `--trust` agrees."""
 
 
+class ModelNotFoundError(RequestError):
+    """A server has no model of the name that a request gives."""
+
+    http_status = 404
+
+
 class CheckpointError(DanqingError):
     """The weights on disk cannot be used."""
 

@@ -66,6 +66,7 @@ def run(job: ServeJob) -> None:
     from danqing.serve import logs
     from danqing.serve.guards import Rules, is_loopback, read_keys
     from danqing.serve.journal import Journal
+    from danqing.serve.privacy import hide
     from danqing.serve.server import Address, Server
     from danqing.serve.service import Limits, Service, Worker
 
@@ -85,6 +86,8 @@ def run(job: ServeJob) -> None:
         deadline=job.deadline, grace=job.grace,
     )  # fmt: skip
     specs, openers = _openers(job)
+    places = [*job.model_path, *read_components(job.components).values()]
+    hide(*places, *filter(None, (job.journal, job.api_key_file, job.safety_checker)))
     page = _page() if job.page else None
     logs.set_up(prompts=job.log_prompts)
     service = Service(

@@ -17,11 +17,13 @@ from danqing.errors import (
     JournalBusyError,
     JournalError,
     JournalFullError,
+    ModelNotFoundError,
     NoEffectError,
     RefusedPictureError,
     RequestError,
     UnknownSettingError,
 )
+from danqing.serve.privacy import public_message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +40,7 @@ CODES: dict[type[DanqingError], str] = {
     DoesNotFitError: "out_of_memory",
     BrokenPictureError: "broken_picture",
     RefusedPictureError: "moderation_blocked",
+    ModelNotFoundError: "model_not_found",
     NoEffectError: "no_effect",
     UnknownSettingError: "unknown_parameter",
     RequestError: "invalid_value",
@@ -49,14 +52,17 @@ _SERVER_FAULT = 500
 _TOO_MANY = 429
 
 
-def describe_error(error: DanqingError) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Return status, body and headers for an error."""
+def describe_error(error: DanqingError, about: str) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Return status, body and headers for an error.
+
+    Args:
+        error: that ended a request or a job.
+        about: id of the request or the job, under which the log has the cause.
+    """
     code = next((code for kind, code in CODES.items() if isinstance(error, kind)), "server_error")
     setting = error.setting if isinstance(error, RequestError) else None
     status = error.http_status
-    if setting == "model":
-        code, status = "model_not_found", 404
-    elif setting == "Idempotency-Key":
+    if setting == "Idempotency-Key":
         code, status = "idempotency_key_reused", 409
     headers = {}
     if isinstance(error, BusyError):
@@ -65,7 +71,7 @@ def describe_error(error: DanqingError) -> tuple[int, dict[str, Any], dict[str, 
         headers["Retry-After"] = "2"
     elif status >= _SERVER_FAULT:
         headers["x-should-retry"] = "false"  # official clients obey: it would fail again
-    return status, error_body(status, str(error), code, setting), headers
+    return status, error_body(status, public_message(error, about), code, setting), headers
 
 
 def error_body(status: int, message: str, code: str, setting: str | None = None) -> dict[str, Any]:
@@ -78,8 +84,17 @@ def error_body(status: int, message: str, code: str, setting: str | None = None)
     return {"error": {"message": message, "type": kind, "param": setting, "code": code}}
 
 
-def usage(painter: Painter, order: Order) -> dict[str, Any]:
-    """Count tokens as the model has them: of the prompt, and patches of latents."""
+def usage(painter: Painter, job: Job) -> dict[str, Any]:
+    """Count tokens as the model has them: of the prompt, and patches of latents.
+
+    Counted once: a job that has ended holds its images to edit no longer.
+    """
+    if job.usage is None:
+        job.usage = _count_tokens(painter, job.order)
+    return job.usage
+
+
+def _count_tokens(painter: Painter, order: Order) -> dict[str, Any]:
     text, images, painted = painter.tokens(order.request)
     painted *= order.request.num_images_per_prompt
     return {
@@ -124,7 +139,7 @@ def images_response(service: Service, job: Job, *, base: str | None = None) -> d
             {**_one(job, number, picture, base), "record": picture.record}
             for number, picture in enumerate(job.pictures)
         ],
-        "usage": usage(service.models[job.order.model], job.order),
+        "usage": usage(service.models[job.order.model], job),
         "timing": timing(job),
         "job": job.id,
         "notes": list(job.order.notes),
@@ -164,7 +179,7 @@ def job_response(service: Service, job: Job) -> dict[str, Any]:
     if job.state == "done" and job.order.model in service.models:
         found["result"] = images_response(service, job, base="")
     if job.error is not None:
-        found |= describe_error(job.error)[1]
+        found |= describe_error(job.error, job.id)[1]
     return found
 
 
@@ -220,7 +235,7 @@ def completed_event(service: Service, job: Job, picture: Painted, number: int) -
             **_common(job, picture),
             "b64_json": base64.b64encode(picture.data).decode(),
             "created_at": int(job.accepted),
-            "usage": usage(service.models[job.order.model], job.order),
+            "usage": usage(service.models[job.order.model], job),
             "timing": timing(job),
             "picture_index": number,
             "record": picture.record,
@@ -229,9 +244,9 @@ def completed_event(service: Service, job: Job, picture: Painted, number: int) -
     )
 
 
-def error_event(error: DanqingError) -> bytes:
-    """Return the event that ends a stream that failed."""
-    return event("error", describe_error(error)[1])
+def error_event(error: DanqingError, about: str) -> bytes:
+    """Return the event that ends a stream that failed; `about` is the job's id."""
+    return event("error", describe_error(error, about)[1])
 
 
 def _kind(job: Job) -> str:

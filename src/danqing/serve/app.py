@@ -7,34 +7,33 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.datastructures import UploadFile
+from fastapi.responses import JSONResponse as PlainJSONResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
-from danqing.errors import (
-    CancelledError,
-    DanqingError,
-    DeadlineError,
-    NoEffectError,
-    RequestError,
-)
-from danqing.request import MAX_IMAGES
+from danqing.errors import CancelledError, DanqingError, DeadlineError, NoEffectError
+from danqing.escaping import escape
 from danqing.serve import answers
 from danqing.serve.bodies import (
     EditBody,
     GenerationBody,
     describe,
     read_body,
+    read_form,
+    read_object,
     read_order,
-    read_picture,
+    read_pictures,
 )
-from danqing.serve.guards import RefusedError
+from danqing.serve.guards import EDITS_PATH, RefusedError, bug_message
+from danqing.serve.intake import Intake
 from danqing.serve.jobs import MEDIA_TYPES, Ended, Finished, Moved, Stepped, digest_request
 from danqing.serve.metrics import MEDIA_TYPE
 from danqing.serve.service import plan_order
@@ -43,18 +42,31 @@ from danqing.version import __version__
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 
-    from PIL.Image import Image
-
+    from danqing.references import Reference
     from danqing.serve.jobs import Job
     from danqing.serve.metrics import Metrics
-    from danqing.serve.service import Service
+    from danqing.serve.service import Painter, Service
+
+log = logging.getLogger("danqing.serve")
 
 KEEP_ALIVE_SECONDS = 10.0
 """Between two signs of life of a stream that has nothing to say."""
-MAX_FIELDS = 64
+_IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,256}")
+_SERVER_FAULT = 500
 _ASYNC = "respond-async"  # RFC 7240, 4.1
 _JSON = "application/json"
 _STREAM = "text/event-stream"
+
+
+class JSONResponse(PlainJSONResponse):
+    """An answer in JSON; a text that is not Unicode is escaped, never a failure."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        try:
+            return super().render(content)
+        except UnicodeEncodeError:
+            return json.dumps(content).encode()
 
 
 def make_app(service: Service, metrics: Metrics) -> FastAPI:
@@ -63,14 +75,15 @@ def make_app(service: Service, metrics: Metrics) -> FastAPI:
         title="danqing", version=__version__, docs_url=None, redoc_url=None,
         description="Pictures from open models: the images API, and jobs.",
     )  # fmt: skip
-    routes = _Routes(service, metrics)
+    app.state.intake = Intake()
+    routes = _Routes(service, metrics, app.state.intake)
     app.get("/healthz", summary="The process is up.")(routes.health)
     app.get("/readyz", summary="Models are loaded and devices answer.")(routes.ready)
     app.get("/metrics", summary="Figures for Prometheus.")(routes.figures)
     app.get("/v1/models", summary="The models here.")(routes.models)
     app.get("/v1/models/{model}", summary="One of them.")(routes.model)
     app.post("/v1/images/generations", summary="Paint pictures.")(routes.generations)
-    app.post("/v1/images/edits", summary="Paint pictures from others.")(routes.edits)
+    app.post(EDITS_PATH, summary="Paint pictures from others.")(routes.edits)
     app.api_route("/v1/jobs/{job}", methods=["GET", "DELETE"], summary="A job; or give it up.")(
         routes.job
     )
@@ -78,14 +91,17 @@ def make_app(service: Service, metrics: Metrics) -> FastAPI:
     app.add_exception_handler(DanqingError, _on_error)
     app.add_exception_handler(RefusedError, _on_refused)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(Exception, on_bug)
     app.openapi = lambda: _document(app, service)  # type: ignore[method-assign]
     return app
 
 
 class _Routes:
-    def __init__(self, service: Service, metrics: Metrics) -> None:
+    def __init__(self, service: Service, metrics: Metrics, intake: Intake) -> None:
         self._service = service
         self._metrics = metrics
+        self._intake = intake
 
     # --- the server ----------------------------------------------------------------------------
 
@@ -141,37 +157,55 @@ class _Routes:
 
     async def generations(self, request: Request) -> Response:
         """Paint pictures from words."""
-        data = await request.body()
         self._want(request, _JSON)
-        body = read_body(GenerationBody, _read_json(data), from_json=True)
+        data = await request.body()
+        body = read_body(GenerationBody, read_object(data, GenerationBody), from_json=True)
         return await self._answer(request, body, [], hashlib.sha256(data).hexdigest())
 
     async def edits(self, request: Request) -> Response:
         """Paint pictures from others and words."""
         self._want(request, "multipart/form-data")
-        fields, files = await _read_form(request)
+        kind = request.headers["content-type"]
+        async with self._intake.turn(request.state.client):
+            data = bytearray()
+            async for piece in request.stream():
+                data += piece
+            body, images, digest = await self._intake.run(self._read_edit, data, kind)
+        self._intake.hold(request.state.client, images)
+        return await self._answer(request, body, images, digest, edits=True)
+
+    def _read_edit(self, data: bytearray, kind: str) -> tuple[EditBody, list[Reference], str]:
+        """Return what a form asks for, its images decoded, and its digest."""
+        fields, files = read_form(data, kind, EditBody)
         body = read_body(EditBody, fields, from_json=False)
+        self._painter(body.model, edits=True)
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
-        for data in files:
-            digest.update(data)
-        images = [
-            await asyncio.to_thread(read_picture, data, f"image {number + 1}")
-            for number, data in enumerate(files)
-        ]
-        return await self._answer(request, body, images, digest.hexdigest(), edits=True)
+        for file in files:
+            digest.update(file)
+        return body, read_pictures(files), digest.hexdigest()
+
+    def _painter(self, model: str | None, *, edits: bool) -> tuple[str, Painter]:
+        """Return the model that is asked for, if it does what is asked."""
+        name, painter = self._service.painter(model)
+        if edits and "image" in painter.spec.no_effect:
+            raise NoEffectError(
+                f"{name} does not edit", seen=painter.spec.no_effect["image"], setting="image"
+            )
+        return name, painter
 
     @staticmethod
     def _want(request: Request, kind: str) -> None:
         """Refuse other bodies: a form is what pages of other sites could send unasked."""
         said = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if said != kind:
-            raise HTTPException(415, f"the body must be {kind}, not {said or 'unnamed'}")
+            named = escape(said[:80], one_line=True) or "unnamed"
+            raise HTTPException(415, f"the body must be {kind}, not {named}")
 
     async def _answer(
         self,
         request: Request,
         body: GenerationBody,
-        images: list[Image],
+        images: list[Reference],
         digest: str,
         *,
         edits: bool = False,
@@ -179,13 +213,9 @@ class _Routes:
         """Accept an order and answer as the client wishes."""
         service = self._service
         expires = time.monotonic() + service.limits.deadline
-        name, painter = service.painter(body.model)
-        if edits and "image" in painter.spec.no_effect:
-            raise NoEffectError(
-                f"{name} does not edit", seen=painter.spec.no_effect["image"], setting="image"
-            )
-        order = read_order(body, name, images, most=service.limits.side, edits=edits)
         idempotency = _idempotency(request)
+        name, painter = self._painter(body.model, edits=edits)
+        order = read_order(body, name, images, most=service.limits.side, edits=edits)
         later = _ASYNC in request.headers.get("prefer", "")
         # another thread costs a third of a millisecond each time: only for what may take longer
         order = await _perhaps_elsewhere(bool(images), plan_order, painter, order, service.limits)
@@ -202,6 +232,8 @@ class _Routes:
             expires=expires,
         )
         job = await self._submitted(submitting, expires)
+        if edits and not job.ended:
+            answers.usage(painter, job)
         base = str(request.base_url).rstrip("/") if body.response_format == "url" else None
         headers = {"x-job-id": job.id}
         if later:
@@ -272,7 +304,7 @@ class _Routes:
                 for text in self._texts(job, event, progress=progress):
                     yield text
             if job.error is not None:
-                yield answers.error_event(job.error)
+                yield answers.error_event(job.error, job.id)
         finally:
             coming.cancel()
             with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
@@ -313,7 +345,9 @@ class _Routes:
     async def picture(self, job: str, number: str) -> Response:
         """One picture; whoever knows its address may have it."""
         found = await self._find(job, None)
-        if not number.isdecimal() or int(number) >= len(found.pictures) or len(number) > 2:  # noqa: PLR2004
+        # few digits first: a long number takes time, or cannot be read at all
+        short = len(number) <= 2 and number.isascii() and number.isdecimal()  # noqa: PLR2004
+        if not short or int(number) >= len(found.pictures):
             raise HTTPException(404, "the job has no such picture")
         picture = found.pictures[int(number)]
         return Response(picture.data, media_type=MEDIA_TYPES[picture.output_format])
@@ -337,79 +371,46 @@ async def _perhaps_elsewhere(
     return work(*given, **named)
 
 
-def _read_json(data: bytes) -> Any:
-    def refuse(name: str) -> float:
-        raise ValueError(name)
-
-    def number(text: str) -> float:
-        value = float(text)
-        return int(value) if value.is_integer() else value  # in JSON 5.0 is a whole number, too
-
-    try:
-        return json.loads(data.decode(), parse_constant=refuse, parse_float=number)
-    except (ValueError, RecursionError) as error:
-        raise RequestError("the body is no JSON", seen=str(error)[:200]) from error
-
-
-async def _read_form(request: Request) -> tuple[dict[str, str], list[bytes]]:
-    """Return the fields of a form, and the pictures to edit."""
-    parser = MultiPartParser(
-        request.headers, request.stream(), max_files=MAX_IMAGES + 1, max_fields=MAX_FIELDS
-    )
-    try:
-        form = await parser.parse()
-    except (MultiPartException, ValueError, KeyError, AssertionError) as error:
-        raise RequestError("the body is no multipart form", seen=str(error)[:200]) from error
-    fields: dict[str, str] = {}
-    files: list[bytes] = []
-    try:
-        for name, value in form.multi_items():
-            if name == "mask":
-                raise NoEffectError(
-                    "mask has no effect: the models here edit by words alone", setting="mask"
-                )
-            if name in ("image", "image[]"):
-                if not isinstance(value, UploadFile):
-                    raise RequestError("image must be a file", seen=value[:80], setting="image")
-                files.append(await value.read())
-            elif isinstance(value, UploadFile):
-                raise RequestError(f"unknown file {name!r}", allowed="image", setting=name)
-            elif name in fields:
-                raise RequestError(f"{name} is there twice", setting=name)
-            else:
-                fields[name] = value
-    finally:
-        await form.close()
-    if not files:
-        raise RequestError("image is missing", setting="image")
-    return fields, files
-
-
 def _idempotency(request: Request) -> str | None:
     name = request.headers.get("idempotency-key")
-    if name is not None and not 0 < len(name) <= 256:  # noqa: PLR2004
-        raise RequestError(
-            "the Idempotency-Key cannot be used",
-            seen=f"{len(name)} characters",
-            allowed="1 to 256",
-            setting="Idempotency-Key",
+    if name is not None and not _IDEMPOTENCY_KEY.fullmatch(name):
+        message = (
+            "the Idempotency-Key cannot be used\n"
+            f"  seen: {len(name)} characters\n"
+            "  allowed: 1 to 256 printable ASCII characters"
         )
+        raise RefusedError(400, message, "invalid_value", setting="Idempotency-Key", closes=False)
     return name
 
 
 # --- errors ------------------------------------------------------------------------------------
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, DanqingError)  # noqa: S101
-    status, body, headers = answers.describe_error(error)
+    about = request.scope.get("state", {}).get("request", "")
+    status, body, headers = answers.describe_error(error, about)
+    if status >= _SERVER_FAULT:
+        row = {"request": about, "error": type(error).__name__, "what": str(error)}
+        log.warning("failed", extra={"row": row})
     return JSONResponse(body, status, headers)
 
 
 async def _on_refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)  # noqa: S101
-    body = answers.error_body(error.status, error.message, error.code)
-    return JSONResponse(body, error.status, {"connection": "close"})
+    headers = {"connection": "close"} if error.closes else None
+    return JSONResponse(error.body(), error.status, headers)
+
+
+async def _on_disconnect(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ClientDisconnect)  # noqa: S101
+    return Response(status_code=400)  # nobody reads it
+
+
+async def on_bug(request: Request, _: Exception) -> Response:
+    """Answer a failure that danqing does not know; `Guard` writes its cause to the log."""
+    about = request.scope.get("state", {}).get("request", "")
+    return JSONResponse(answers.error_body(500, bug_message(about), "server_error"), 500)
 
 
 async def _on_http(_: Request, error: Exception) -> Response:
@@ -519,8 +520,10 @@ def _responses(path: str) -> dict[str, Any]:
         codes |= {
             "400": "The request cannot be.", "404": "No such model.", "408": "It came too slowly.",
             "409": "The Idempotency-Key stands for another request, or the job was cancelled.",
-            "413": "It is too large.", "415": "It is of another kind.",
+            "413": "The body is too large: 1 MiB of JSON, 64 MiB of a form.",
+            "415": "It is of another kind.",
             "429": "Too much waits: try again after Retry-After seconds.",
+            "421": "The Host header is not a name of this server.",
             "500": "The picture broke.", "503": "The server is starting or being stopped.",
             "504": "It was not finished in time.", "507": "The device ran out of memory.",
         }  # fmt: skip

@@ -9,10 +9,13 @@ import hmac
 import ipaddress
 import json
 import logging
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from danqing.errors import RequestError
 from danqing.serve.answers import error_body
@@ -28,8 +31,22 @@ log = logging.getLogger("danqing.serve")
 OPEN_PATHS = ("/healthz", "/readyz")
 """What needs no key, beside addresses of pictures, which nobody can guess."""
 LOCAL_CLIENT = "local"
+EDITS_PATH = "/v1/images/edits"
+PAGE_PATH = "/page"
+UPLOAD_PATH = f"{PAGE_PATH}/gradio_api/upload"
+_FILE_PATHS = frozenset({EDITS_PATH, UPLOAD_PATH})
+"""Where a body may carry images."""
+_DRAIN_SECONDS = 3.0
+_HOST = re.compile(
+    r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z](?:[0-9A-Za-z._-]{0,252}[0-9A-Za-z])?)"
+    r"(?::(?P<port>[0-9]{1,5}))?"
+)
+_ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>[^/?#@\\]+)", re.IGNORECASE)
+_PORTS = {"http": 80, "https": 443}
 _QUIET = ("/healthz", "/readyz", "/metrics")
 _CLIENT_FAULT = 400
+_LOGGED = 500
+"""Characters of a path in the log."""
 _SECURITY = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -53,13 +70,17 @@ class Rules:
     Attributes:
         keys: name of each client by its key; empty if none is needed.
         hosts: names by which a browser may call the server; None for all.
-        body_bytes: of a request.
+        body_bytes: of a request that carries images.
+        text_bytes: of any other request; no field of the API needs more.
+        page_bytes: of what the page sends about itself, beside uploaded files.
         body_seconds: in which it must have come whole.
     """
 
     keys: Mapping[str, str] = field(default_factory=dict)
     hosts: frozenset[str] | None = None
     body_bytes: int = 64 << 20
+    text_bytes: int = 1 << 20
+    page_bytes: int = 256 << 10
     body_seconds: float = 60.0
 
 
@@ -106,12 +127,33 @@ def is_loopback(host: str) -> bool:
 
 
 class RefusedError(Exception):
-    """A request that is not let in."""
+    """A request that is not let in.
 
-    def __init__(self, status: int, message: str, code: str) -> None:
-        """Keep what is answered."""
+    Args:
+        status: of the answer.
+        message: for the client.
+        code: of the error, for programs.
+        setting: the header or parameter at fault.
+        closes: the connection ends after the answer, since the rest of the body is not read.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str,
+        *,
+        setting: str | None = None,
+        closes: bool = True,
+    ) -> None:
+        """Keep the answer."""
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
+        self.setting, self.closes = setting, closes
+
+    def body(self) -> dict[str, Any]:
+        """Return the error in the shape of the API."""
+        return error_body(self.status, self.message, self.code, self.setting)
 
 
 class Guard:
@@ -131,36 +173,46 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return  # no websockets here
-        seen = _Seen(scope, send)
+        body = _Body(receive, self._rules, scope["path"])
+        seen = _Seen(scope, send, body)
         try:
             self._let_in(scope, seen)
-            body = _Body(receive, self._rules)
             body.check(seen.headers)
             await self._app(scope, body, seen.send)
         except RefusedError as error:
             await seen.refuse(error)
         except Exception:
-            log.exception("unhandled", extra={"row": {"request": seen.id, "path": scope["path"]}})
-            await seen.refuse(RefusedError(500, "this is a bug in danqing", "server_error"))
+            log.exception(
+                "unhandled", extra={"row": {"request": seen.id, "path": scope["path"][:_LOGGED]}}
+            )
+            await seen.refuse(RefusedError(500, bug_message(seen.id), "server_error"))
         finally:
             self._note(scope, seen)
 
     def _let_in(self, scope: Scope, seen: _Seen) -> None:
-        path = scope["path"]
-        host = _host(seen.headers.get("host", ""))
-        if self._rules.hosts is not None and host not in self._rules.hosts:
+        path, peer = scope["path"], (scope.get("client") or ("", 0))[0]
+        _check_encoding(scope)
+        if is_loopback(peer) and seen.headers.get("x-forwarded-proto") in _PORTS:
+            scope["scheme"] = seen.headers["x-forwarded-proto"]  # a proxy here speaks TLS
+        said = seen.headers.get("host", "")
+        host = read_host(said, scope["scheme"])
+        unknown = self._rules.hosts is not None and (
+            host is None or host.name not in self._rules.hosts
+        )
+        if unknown or (said and host is None):
             # else a page elsewhere whose name leads here could use what is open to this machine
-            raise RefusedError(421, f"this server is not called {host!r}", "wrong_host")
-        origin = seen.headers.get("origin")
-        if origin is not None and _host(origin.partition("://")[2]) != host:
+            raise RefusedError(421, f"this server is not called {said[:80]!r}", "wrong_host")
+        if any(_read_origin(origin) != (scope["scheme"], host) for origin in seen.origins):
             raise RefusedError(403, "requests from other sites are refused", "cross_origin")
-        client = LOCAL_CLIENT
-        if self._rules.keys and path not in OPEN_PATHS and not _is_picture(path):
-            found = self._client(seen.headers.get("authorization", ""))
-            if found is None:
-                seen.extra["www-authenticate"] = 'Basic realm="danqing", charset="UTF-8"'
-                raise RefusedError(401, "the API key is missing or wrong", "invalid_api_key")
-            client = found
+        client = _count_as(peer)
+        if self._rules.keys:
+            client = LOCAL_CLIENT
+            if path not in OPEN_PATHS and not _is_picture(path):
+                found = self._client(seen.headers.get("authorization", ""))
+                if found is None:
+                    seen.extra["www-authenticate"] = 'Basic realm="danqing", charset="UTF-8"'
+                    raise RefusedError(401, "the API key is missing or wrong", "invalid_api_key")
+                client = found
         scope.setdefault("state", {})["client"] = seen.client = client
         scope["state"]["request"] = seen.id
 
@@ -188,8 +240,9 @@ class Guard:
         if self._answered is not None:
             self._answered(route, status)
         row = {
-            "request": seen.id, "method": scope["method"], "path": scope["path"], "status": status,
-            "client": seen.client, "seconds": time.perf_counter() - seen.start, "bytes": seen.sent,
+            "request": seen.id, "method": scope["method"], "path": scope["path"][:_LOGGED],
+            "status": status, "client": seen.client,
+            "seconds": time.perf_counter() - seen.start, "bytes": seen.sent,
         }  # fmt: skip
         quiet = (
             not scope["path"].startswith("/v1/") and status < _CLIENT_FAULT
@@ -200,11 +253,14 @@ class Guard:
 class _Seen:
     """What is known of a request while it is answered; adds headers to the answer."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, body: _Body) -> None:
         self._send = send
+        self._body = body
+        self._closes = False
         self.headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
+        self.origins = [v.decode("latin-1") for name, v in scope["headers"] if name == b"origin"]
         self.id = "req_" + secrets.token_hex(8)
         self.client = ""
         self.start = time.perf_counter()
@@ -216,7 +272,8 @@ class _Seen:
         """Pass a message on."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            given = {name.lower() for name, _ in message.get("headers", [])}
+            given = {name.lower(): value for name, value in message.get("headers", [])}
+            self._closes = given.get(b"connection") == b"close"
             more = {**_SECURITY, **self.extra, "x-request-id": self.id}
             message["headers"] = [
                 *message.get("headers", []),
@@ -224,13 +281,19 @@ class _Seen:
             ]
         elif message["type"] == "http.response.body":
             self.sent += len(message.get("body", b""))
+            if self._closes and not message.get("more_body") and not self._body.whole:
+                # closing while the client still sends resets the connection, and the client
+                # may lose the answer: it gets the answer first, and the rest is thrown away
+                await self._send({**message, "more_body": True})
+                await self._body.drain()
+                message = {"type": "http.response.body", "body": b""}
         await self._send(message)
 
     async def refuse(self, error: RefusedError) -> None:
         """Answer with an error, if no answer has begun."""
         if self.status:
             return
-        body = json.dumps(error_body(error.status, error.message, error.code)).encode()
+        body = json.dumps(error.body()).encode()
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         headers.append((b"content-length", str(len(body)).encode()))
         start: MutableMapping[str, Any] = {
@@ -243,26 +306,44 @@ class _Seen:
 class _Body:
     """Receives a body, as long as it is neither too large nor too slow."""
 
-    def __init__(self, receive: Receive, rules: Rules) -> None:
+    def __init__(self, receive: Receive, rules: Rules, path: str) -> None:
         self._receive = receive
         self._rules = rules
+        self._path = path
         self._bytes = 0
-        self._whole = False
+        self._most = rules.text_bytes
+        self.whole = False
         self._until = asyncio.get_running_loop().time() + rules.body_seconds
 
     def check(self, headers: Mapping[str, str]) -> None:
         """Refuse a body that says that it is too large, before any of it is read."""
+        kind = headers.get("content-type", "")
+        if self._path in _FILE_PATHS and kind.lower().startswith("multipart/form-data"):
+            self._most = self._rules.body_bytes
+        elif self._path.startswith(PAGE_PATH):
+            self._most = self._rules.page_bytes
         said = headers.get("content-length", "0")
-        if said.isdigit() and int(said) > self._rules.body_bytes:
+        if said.isdigit() and (len(said) > 15 or int(said) > self._most):  # noqa: PLR2004
             raise self._too_large()
 
     def _too_large(self) -> RefusedError:
-        most = self._rules.body_bytes
-        return RefusedError(413, f"the body is larger than {most} bytes", "body_too_large")
+        return RefusedError(413, f"the body is larger than {self._most} bytes", "body_too_large")
+
+    async def drain(self) -> None:
+        """Throw away what a refused client still sends, for a while."""
+        until = asyncio.get_running_loop().time() + _DRAIN_SECONDS
+        while not self.whole and self._bytes < 2 * self._rules.body_bytes:
+            left = until - asyncio.get_running_loop().time()
+            try:
+                message = await asyncio.wait_for(self._receive(), max(left, 0.0))
+            except asyncio.TimeoutError:
+                return
+            self._bytes += len(message.get("body", b""))
+            self.whole = not message.get("more_body", False)
 
     async def __call__(self) -> Message:
         """Return the next message."""
-        if self._whole:
+        if self.whole:
             return await self._receive()  # it went away, or nothing
         left = self._until - asyncio.get_running_loop().time()
         try:
@@ -273,17 +354,73 @@ class _Body:
             raise RefusedError(408, why, "too_slow") from None
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
-            self._whole = not message.get("more_body", False)
-            if self._bytes > self._rules.body_bytes:
+            self.whole = not message.get("more_body", False)
+            if self._bytes > self._most:
                 raise self._too_large()
         return message
 
 
-def _host(text: str) -> str:
-    """Return a host without its port."""
-    if text.startswith("["):
-        return text.partition("]")[0] + "]"
-    return text.partition(":")[0].lower()
+class Host(NamedTuple):
+    """What a client calls the server: a name in lower case, and a port."""
+
+    name: str
+    port: int
+
+
+@lru_cache(maxsize=256)
+def read_host(text: str, scheme: str) -> Host | None:
+    """Return name and port of a Host header, the port of the scheme where there is none.
+
+    None if it is not `name`, `name:port`, `[address]` or `[address]:port` to the last character.
+    """
+    match = _HOST.fullmatch(text)
+    if match is None:
+        return None
+    port = int(match["port"] or _PORTS.get(scheme, 0))
+    return Host(match["name"].lower(), port) if port <= 0xFFFF else None  # noqa: PLR2004
+
+
+def _read_origin(text: str) -> tuple[str, Host | None]:
+    """Return scheme and host of an Origin header; a host that nothing equals if it is malformed."""
+    match = _ORIGIN.fullmatch(text)
+    scheme = match["scheme"].lower() if match else ""
+    host = read_host(match["host"], scheme) if match else None
+    return scheme, host or Host("", -1)
+
+
+def _check_encoding(scope: Scope) -> None:
+    """Refuse a path or query that is not UTF-8; surrogates written as bytes are not."""
+    for part in (scope.get("raw_path") or b"", scope.get("query_string") or b""):
+        if b"%" in part:
+            try:
+                unquote_to_bytes(part).decode()
+            except UnicodeDecodeError:
+                message = "the address is not UTF-8"
+                raise RefusedError(400, message, "invalid_address") from None
+
+
+@lru_cache(maxsize=1024)
+def _count_as(peer: str) -> str:
+    """Return by which name a client without a key is counted: its address, or its IPv6 network.
+
+    All of this machine are one; of IPv6 one household has 2^64 addresses.
+    """
+    try:
+        address = ipaddress.ip_address(peer)
+    except ValueError:
+        return LOCAL_CLIENT
+    mapped = getattr(address, "ipv4_mapped", None)
+    address = mapped or address
+    if address.is_loopback:
+        return LOCAL_CLIENT
+    if address.version == 6:  # noqa: PLR2004
+        return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+    return str(address)
+
+
+def bug_message(request: str) -> str:
+    """Return what a client reads when danqing failed; the cause is in the log alone."""
+    return f"the server failed; its log has the cause under {request}"
 
 
 def _is_picture(path: str) -> bool:

@@ -10,7 +10,7 @@ import json
 import secrets
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from danqing.errors import DeadlineError
@@ -61,6 +61,12 @@ class Order:
         asked = self.request.model_dump(exclude={"image"})
         rest = {name: value for name, value in vars(self).items() if name != "request"}
         return json.dumps({**rest, "request": asked})
+
+    def without_images(self) -> Order:
+        """Return it without the images to edit, which take far more memory than all the rest."""
+        if self.request.image is None:
+            return self
+        return replace(self, request=self.request.replace(image=None))
 
     def images(self) -> list[bytes]:
         """Return the pictures to edit as PNG."""
@@ -197,6 +203,7 @@ class Job:
         progress: the last one reported.
         position: in the queue.
         expires: `time.monotonic` after which it is given up, or None.
+        usage: tokens, as a client is told them; None as long as nobody counted.
     """
 
     order: Order
@@ -215,6 +222,7 @@ class Job:
     progress: Progress | None = None
     position: int = 0
     expires: float | None = None
+    usage: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Begin without anybody who follows it."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
-from danqing.escaping import escape_json
+from danqing.escaping import escape, escape_json
 
 
 class JsonLines(logging.Formatter):
@@ -36,6 +37,30 @@ class JsonLines(logging.Formatter):
         return escape_json(json.dumps(row, ensure_ascii=False, default=str))
 
 
+class _Escaped(io.TextIOBase):
+    """Standard error for what is no log line: gradio prints tracebacks that quote its clients."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text without what could control a terminal."""
+        self._stream.write(escape(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on."""
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        """Return the stream's own."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """Say whether a person reads it."""
+        return self._stream.isatty()
+
+
 def set_up(*, prompts: bool) -> None:
     """Let the server's logs, and uvicorn's, go to standard error as JSON.
 
@@ -43,8 +68,13 @@ def set_up(*, prompts: bool) -> None:
         prompts: write what people asked for, too.
     """
     handler = logging.StreamHandler(sys.stderr)
+    sys.stderr = _Escaped(sys.stderr)
     handler.setFormatter(JsonLines(prompts=prompts))
-    for name, level in (("danqing.serve", logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in (
+        ("danqing.serve", logging.INFO),
+        ("uvicorn", logging.WARNING),
+        ("asyncio", logging.WARNING),
+    ):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from danqing.errors import RequestError
+from danqing.serve.answers import error_body
 from danqing.serve.app import make_app
 from danqing.serve.guards import Guard, Rules
 from danqing.serve.metrics import Metrics
@@ -26,6 +30,14 @@ if TYPE_CHECKING:
 HEADER_SECONDS = 20.0
 """In which the first line and the headers of a request must have come."""
 BACKLOG = 2048
+_READ_BYTES = 64 << 10
+"""Of a connection at once: what is parsed before others have their turn."""
+_HEADER_BYTES = 32 << 10
+_HEADER_LINES = 200
+_FREE_PIECES = 1024
+_PIECE_BYTES = 64
+"""Average size of the pieces of a body, beyond the free ones: to parse a chunk of one byte takes
+as long as one of many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +93,8 @@ class Server:
             Guard(app, self.rules, self.metrics.answered),
             http=_Protocol, ws="none", lifespan="on", access_log=False, log_config=None,
             server_header=False, date_header=True, timeout_keep_alive=30, backlog=BACKLOG,
+            # no X-Forwarded-For: clients could choose by which name they are counted
+            proxy_headers=False, h11_max_incomplete_event_size=_HEADER_BYTES,
         )  # fmt: skip
         server = _Uvicorn(config, self.service)
         failed: list[BaseException] = []
@@ -120,20 +134,69 @@ class _Uvicorn(uvicorn.Server):
         threading.Thread(target=self._service.end_work, daemon=True).start()
 
 
+class _Connection(h11.Connection):
+    """Refuses a body in pieces so small that parsing them would hold up everybody."""
+
+    _pieces = 0
+    _bytes = 0
+
+    def next_event(self) -> Any:
+        """Return the next event of the request."""
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self._pieces += 1
+            self._bytes += len(event.data)
+            if self._pieces > _FREE_PIECES + self._bytes // _PIECE_BYTES:
+                raise h11.RemoteProtocolError("the pieces of the body are too small")
+        elif isinstance(event, h11.Request):
+            self._pieces = self._bytes = 0
+        return event
+
+
 class _Protocol(H11Protocol):
-    """HTTP/1.1 that does not wait for ever for the headers of a request."""
+    """HTTP/1.1 with bounds: headers in seconds and lines, bodies in the number of their pieces."""
 
     _patience: asyncio.TimerHandle | None = None
+    _lines = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to count."""
         super().connection_made(transport)
+        # of asyncio's transports; 256 KiB of tiny chunks would be parsed in one go
+        if hasattr(transport, "max_size"):
+            transport.max_size = _READ_BYTES
+        self.conn = _Connection(h11.SERVER, _HEADER_BYTES)
         self._count()
 
     def data_received(self, data: bytes) -> None:
         """Count while headers are what is being received."""
+        if self.conn.their_state is h11.IDLE:
+            end = data.find(b"\r\n\r\n")
+            self._lines += data.count(b"\n", 0, len(data) if end < 0 else end)
+            if self._lines > _HEADER_LINES:
+                self._refuse(431, "the request has too many headers", "headers_too_large")
+                return
+            if end >= 0:
+                self._lines = 0
         super().data_received(data)
         self._count()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP in the shape of every other answer."""
+        self._refuse(400, msg.rstrip("."), "invalid_request")
+
+    def _refuse(self, status: int, message: str, code: str) -> None:
+        """Answer without the application, unless it answers already, and close."""
+        if self.transport.is_closing():
+            return
+        if self._before_request() or not self.cycle.response_started:
+            body = json.dumps(error_body(status, message, code))
+            self.transport.write(
+                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+                f"connection: close\r\n\r\n{body}".encode()
+            )
+        self.transport.close()
 
     def _count(self) -> None:
         if not self._before_request():

@@ -20,6 +20,7 @@ from danqing.errors import (
     DanqingError,
     JournalBusyError,
     JournalError,
+    ModelNotFoundError,
     RefusedPictureError,
     RequestError,
 )
@@ -33,6 +34,7 @@ from danqing.serve.jobs import (
     Stepped,
     late_error,
 )
+from danqing.serve.privacy import public_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -386,14 +388,14 @@ class Service:
         """Return a model by its name, or the first.
 
         Raises:
-            RequestError: there is none of this name.
+            ModelNotFoundError: there is none of this name.
             ClosingError: it is still being loaded.
         """
         model = model or next(iter(self.specs))
         if model not in self.specs:
-            raise RequestError(
-                "there is no such model here",
-                seen=model,
+            raise ModelNotFoundError(
+                "unknown model",
+                seen=model[:80],
                 allowed=", ".join(self.specs),
                 setting="model",
             )
@@ -747,6 +749,7 @@ class Service:
             if self.journal is not None and state != "given back":
                 self._write_end(job, state, error)
         finally:
+            job.order = job.order.without_images()
             ended = job.end(state, error)
         if not ended:
             return  # writing took until after the deadline
@@ -756,7 +759,7 @@ class Service:
         except Exception:
             log.exception("a job was not counted", extra=self._about(job))
         took = {name: value for name, value in _times(job).items() if value is not None}
-        problem = {} if error is None else {"error": type(error).__name__, "what": error.what}
+        problem = {} if error is None else {"error": type(error).__name__, "what": str(error)}
         log.info(state, extra=self._about(job, **took, **problem))
 
     def _write_end(self, job: Job, state: State, error: DanqingError | None) -> None:
@@ -838,7 +841,7 @@ def _check_limit(name: str, value: int, most: int) -> None:
 
 
 def _painted(picture: Picture, order: Order) -> Painted:
-    record = picture.record()
+    record = public_record(picture.record(), order.model)
     data = encode(picture.image, record, order.output_format, quality=order.quality)
     return Painted(data=data, output_format=order.output_format, record=record)
 
