@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from danqing.serve.page_words import LANGUAGES, WORDS
-from tests.serve.conftest import serving
+from tests.serve.conftest import serving, until
 
 pytest.importorskip("gradio")
 
@@ -193,6 +194,7 @@ def test_neither_addresses_nor_other_files_are_opened(
     place: str, said: str, server: Running
 ) -> None:
     """Gradio's own way in takes a picture's address, or a file's name."""
+    accepted = len([row for row in server.logs() if row["event"] == "accepted"])
     config = httpx.get(f"{server.address}/page/config").json()
     painting = next(one for one in config["dependencies"] if len(one["inputs"]) > 10)
     kinds = {one["id"]: one["type"] for one in config["components"]}
@@ -209,7 +211,137 @@ def test_neither_addresses_nor_other_files_are_opened(
     )
     assert '"success":false' in answer.text
     assert said in answer.text or "Invalid" in answer.text
-    assert not [row for row in server.logs() if row.get("client") == "page-abc"]
+    assert len([row for row in server.logs() if row["event"] == "accepted"]) == accepted
+
+
+def ask_page(address: str, session: str, fields: dict[str, Any], **options: Any) -> httpx.Response:
+    """Press the button as the page does, in a session that the client names."""
+    config = httpx.get(f"{address}/page/config", **options).json()
+    painting = next(one for one in config["dependencies"] if len(one["inputs"]) > 10)
+    kinds = {one["id"]: one for one in config["components"]}
+    data: list[Any] = []
+    for number in painting["inputs"]:
+        component = kinds[number]
+        props = component["props"]
+        name = props.get("elem_id") or props.get("label")
+        data.append(fields.get(name, props.get("value")))
+    body = {"data": data, "fn_index": painting["id"], "session_hash": session, "trigger_id": 1}
+    return httpx.post(f"{address}/page/gradio_api/queue/join", json=body, **options)
+
+
+LONG = {"prompt": "a long work", "Steps": 100, "Pictures": 10, "Width": 512, "Height": 512}
+
+
+@pytest.mark.finding(8)
+def test_a_client_has_its_limit_in_however_many_sessions(tmp_path: Path) -> None:
+    """Sessions are named by the browser; jobs of the page and of the API count together."""
+    with serving("--device", "cpu", "--per-client", 3) as server:
+        for number in range(12):
+            assert ask_page(server.address, f"session{number}", LONG).status_code == 200
+        until(lambda: load(server) == 3)
+        found = httpx.post(f"{server.address}/v1/images/generations", json={"prompt": "x"})
+        assert found.status_code == 429
+        time.sleep(1)
+        assert load(server) == 3
+        assert {row["client"] for row in server.logs() if row["event"] == "accepted"} == {"local"}
+
+
+def load(server: Running) -> int:
+    found = httpx.get(f"{server.address}/readyz").json()
+    return int(found["queue"]) + int(found["running"])
+
+
+@pytest.mark.finding(8)
+def test_a_session_belongs_to_the_client_that_began_it(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("anna 0123456789abcdef-anna\neve 0123456789abcdef-evee\n")
+    anna: dict[str, Any] = {"auth": ("x", "0123456789abcdef-anna")}
+    eve: dict[str, Any] = {"auth": ("x", "0123456789abcdef-evee"), "timeout": 20}
+    with serving("--device", "cpu", "--api-key-file", keys) as server:
+        assert ask_page(server.address, "annas", LONG, **anna).status_code == 200
+        until(lambda: load(server) == 1)
+        api = f"{server.address}/page/gradio_api"
+        body = {"session_hash": "annas", "fn_index": 0, "event_id": "x", "data": []}
+        for path in ("queue/join", "cancel", "reset", "run/predict"):
+            assert httpx.post(f"{api}/{path}", json=body, **eve).status_code == 403, path
+        for path in ("queue/data?session_hash=annas", "heartbeat/annas"):
+            assert httpx.get(f"{api}/{path}", **eve).status_code == 403, path
+        assert load(server) == 1
+        png = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(png, "PNG")
+        [path] = httpx.post(f"{api}/upload", files={"files": png.getvalue()}, **anna).json()
+        assert httpx.get(f"{api}/file={path}", **anna).status_code == 200
+
+
+def test_what_the_page_does_not_need_is_not_there(server: Running) -> None:
+    api = f"{server.address}/page/gradio_api"
+    for path in ("info", "proxy=http://127.0.0.1:1/", "runs", "call/x/y", "openapi.json", "x"):
+        assert httpx.get(f"{api}/{path}").status_code == 404, path
+    for path in ("call/x", "api/predict", "process_recording", "vibe-edit", "component_server"):
+        assert httpx.post(f"{api}/{path}", json={}).status_code == 404, path
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"{", b"[" * 100_000, b'{"session_hash":"a","data":[' + b"[" * 50_000,
+        b'{"session_hash":"a","fn_index":"\\ud800","data":[]}', b'{"session_hash":7,"data":[]}',
+        b'{"session_hash":"../x","data":[]}', b'{"session_hash":"a","fn_index":{"a":[[]]},"data":7}',
+        b'{"session_hash":"a","data":[' + b"[]," * 60_000 + b'1],"fn_index":1}',
+        b'{"session_hash":"a","data":[],"fn_index":100000}', b" " * 300_000,
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_bodies_that_the_page_never_sends(server: Running, body: bytes) -> None:
+    for path in ("queue/join", "cancel", "run/predict"):
+        found = httpx.post(
+            f"{server.address}/page/gradio_api/{path}", content=body,
+            headers={"content-type": "application/json"}, timeout=20,
+        )  # fmt: skip
+        assert 400 <= found.status_code < 500 or found.status_code == 200, (path, found.text)
+        assert "Traceback" not in found.text
+        assert "/tmp" not in found.text
+
+
+def test_uploads_are_images_with_names_of_the_server(server: Running) -> None:
+    address = f"{server.address}/page/gradio_api/upload"
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(png, "PNG")
+    for name in ("../../etc/passwd", "a\n.png", "x" * 3000, "<b>.svg"):
+        [path] = httpx.post(address, files={"files": (name, png.getvalue())}).json()
+        assert path.endswith("/image.png"), path
+        assert not {"etc", "svg"} & set(path.split("/"))
+    for data in (b"", b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0", b"MZ" * 100):
+        found = httpx.post(address, files={"files": ("a.png", data)})
+        assert found.status_code == 400, found.text
+
+
+def test_uploads_have_a_quota(tmp_path: Path) -> None:
+    from danqing.errors import BusyError, RequestError
+    from danqing.serve.uploads import Quota, Uploads
+
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(png, "PNG")
+    request = httpx.Request("POST", "http://x", files={"files": ("a.png", png.getvalue())})
+    body, kind = bytearray(request.read()), request.headers["content-type"]
+    uploads = Uploads(tmp_path, Quota(files=3, all_files=5))
+    mine = [uploads.take(body, kind, "anna")[0] for _ in range(5)]
+    assert [path in uploads for path in mine] == [False, False, True, True, True]
+    assert len(list(tmp_path.glob("*/*"))) == 3  # the oldest made room
+    assert uploads.read(mine[-1], "anna") == png.getvalue()
+    for path, client in ((mine[-1], "eve"), (mine[0], "anna"), ("/etc/passwd", "anna")):
+        with pytest.raises(RequestError, match="not here"):
+            uploads.read(path, client)
+    uploads.take(body, kind, "eve")
+    uploads.take(body, kind, "eve")
+    with pytest.raises(BusyError):
+        uploads.take(body, kind, "eva")
+    small = Uploads(tmp_path / "b", Quota(bytes=len(png.getvalue()) * 2, file_bytes=len(body)))
+    for _ in range(5):
+        small.take(body, kind, "anna")
+    assert len(list((tmp_path / "b").glob("*/*"))) == 2
+    with pytest.raises(RequestError, match="too large"):
+        Uploads(tmp_path, Quota(file_bytes=10)).take(body, kind, "anna")
 
 
 def test_files_of_the_server_are_not_handed_out(server: Running) -> None:

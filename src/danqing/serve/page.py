@@ -6,36 +6,48 @@ import asyncio
 import contextlib
 import html
 import io
+import logging
 import secrets
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
+from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.responses import RedirectResponse, Response
 
 from danqing.errors import DanqingError
 from danqing.quantities import size as in_words
-from danqing.request import MAX_SEED, Request
-from danqing.serve.bodies import MAX_PICTURES, MAX_PREVIEWS, read_picture
+from danqing.request import MAX_IMAGES, MAX_SEED, Request
+from danqing.serve.app import on_bug
+from danqing.serve.bodies import MAX_PICTURES, MAX_PREVIEWS, read_pictures
+from danqing.serve.guards import PAGE_PATH, bug_message
 from danqing.serve.jobs import Ended, Finished, Moved, Order, Stepped
+from danqing.serve.page_door import Door, on_invalid
 from danqing.serve.page_words import LANGUAGES, word
+from danqing.serve.privacy import public_message
 from danqing.serve.service import plan_order
+from danqing.serve.uploads import KEPT_SECONDS, Uploads
 from danqing.verify.metrics import compare
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+    from danqing.references import Reference
+    from danqing.serve.intake import Intake
     from danqing.serve.jobs import Job
     from danqing.serve.service import Service, Takes
 
-PATH = "/page"
-KEPT_SECONDS = 3600
-"""How long the files of a page's pictures are kept after they were made."""
+log = logging.getLogger("danqing.serve")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _SECONDS_BETWEEN_LOOKS = 5
+_SECONDS_BETWEEN_SWEEPS = 60.0
 _DEFAULT_SIDE = 512
 _CSS = """
 #title h1 { letter-spacing: .06em; margin: 0 }
@@ -62,15 +74,14 @@ document.addEventListener("keydown", (event) => {
 """
 
 
-def _files_alone(component: Any) -> Any:
-    """Let a component take files that were uploaded, and no addresses: gradio would fetch them."""
-    take = component.async_move_resource_to_block_cache
+def _files_alone(component: Any, uploads: Uploads) -> Any:
+    """Let a component take uploaded files alone: gradio would fetch addresses, and copy files."""
 
     async def careful(place: Any) -> Any:
-        if "://" in str(place):
-            message = "addresses of pictures are not opened: upload the file"
-            raise gr.Error(message)
-        return await take(place)
+        if place not in uploads:
+            message = "addresses, and files that are not in the upload folder, are not opened"
+            raise gr.Error(message, print_exception=False)
+        return str(place)
 
     component.async_move_resource_to_block_cache = careful
     return component
@@ -92,31 +103,41 @@ class _Shown:
 
 def mount(app: Any, service: Service) -> Any:
     """Put the page on an application; the root leads there."""
-    page = _Page(service)
+    intake: Intake = app.state.intake
+    page = _Page(service, intake)
+    blocks = page.blocks()
 
     async def home() -> RedirectResponse:
-        return RedirectResponse(f"{PATH}/")
+        return RedirectResponse(f"{PAGE_PATH}/")
 
     async def icon() -> Response:
         return Response(_ICON, media_type="image/svg+xml")
 
     app.get("/", include_in_schema=False)(home)
     app.get("/favicon.ico", include_in_schema=False)(icon)
-    return gr.mount_gradio_app(
-        app, page.blocks(), path=PATH, allowed_paths=[str(page.folder)], footer_links=[],
+    gr.mount_gradio_app(
+        app, blocks, path=PAGE_PATH, allowed_paths=[str(page.folder)], footer_links=[],
         max_file_size="40mb", ssr_mode=False, theme=_theme(), css=_CSS, head=_KEYS,
         show_error=True, run_history=False, pwa=False,
     )  # fmt: skip
+    mounted = app.router.routes[-1]
+    mounted.app.add_exception_handler(RequestValidationError, on_invalid)
+    mounted.app.add_exception_handler(Exception, on_bug)
+    mounted.app = Door(mounted.app, len(blocks.fns), intake, page.uploads)
+    return app
 
 
 class _Page:
     """Makes the page, and answers what is done on it."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, intake: Intake) -> None:
         self._service = service
+        self._intake = intake
+        self.uploads = Uploads(Path(get_upload_folder()))
+        self._swept = 0.0
         self._home = tempfile.TemporaryDirectory(prefix="danqing-page-")  # gone at exit
         self.folder = Path(self._home.name)
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[tuple[str, str], Job] = {}
         self._named: dict[str, Any] = {}
 
     # --- what there is -------------------------------------------------------------------------
@@ -125,7 +146,7 @@ class _Page:
         """Return the page."""
         specs = list(self._service.specs.values())
         with gr.Blocks(
-            title="danqing", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)
+            title="danqing", analytics_enabled=False, delete_cache=(600, int(KEPT_SECONDS))
         ) as found:
             language, shown, chosen = gr.State("en"), gr.State([]), gr.State(None)
             sides = gr.State([None, None])
@@ -152,8 +173,9 @@ class _Page:
                 given: dict[Any, Any], request: gr.Request
             ) -> AsyncIterator[list[Any]]:
                 asked = {name: given[field] for name, field in fields.items() if field in given}
-                async for update in self._paint(given[language], given[shown], asked, request):
-                    yield update
+                with _hidden_causes():
+                    async for update in self._paint(given[language], given[shown], asked, request):
+                        yield update
 
             # gradio looks for this class there, and could not resolve the others' names
             on_paint.__annotations__ = {"request": gr.Request}
@@ -162,22 +184,24 @@ class _Page:
                 [paint.click, fields["prompt"].submit], on_paint, inputs, outputs,
                 concurrency_limit=None, trigger_mode="once", **quiet,
             )  # fmt: skip
-            cancel.click(self._cancel, None, None, queue=False, **quiet)
+            cancel.click(_careful(self._cancel), None, None, queue=False, **quiet)
             fields["dice"].click(lambda: secrets.randbits(32), None, fields["seed"], **quiet)
-            gallery.select(self._choose, [shown], [chosen, seen["record"]], **quiet)
+            gallery.select(_careful(self._choose), [shown], [chosen, seen["record"]], **quiet)
             seen["again"].click(
-                self._again, [language, shown, chosen], list(fields.values()), **quiet
+                _careful(self._again), [language, shown, chosen], list(fields.values()), **quiet
             )
             for number, side in enumerate(("left", "right")):
                 seen[side].click(
-                    lambda *given, number=number: self._compare(number, *given),
+                    _careful(partial(self._compare, number)),
                     [language, shown, chosen, sides],
                     [sides, seen["compared"], seen["measures"]], **quiet,
                 )  # fmt: skip
-            switch.change(self._translate, switch, [language, *self._named.values()], **quiet)
+            switch.change(
+                _careful(self._translate), switch, [language, *self._named.values()], **quiet
+            )
             timer = gr.Timer(_SECONDS_BETWEEN_LOOKS)
-            timer.tick(self._corner, language, corner, **quiet)
-            found.load(self._greet, None, [switch, corner], **quiet)
+            timer.tick(_careful(self._corner), language, corner, **quiet)
+            found.load(_careful(self._greet), None, [switch, corner], **quiet)
             found.unload(self._leave)
         found.queue(default_concurrency_limit=None, api_open=False, max_size=1000)
         return found
@@ -232,7 +256,7 @@ class _Page:
             "images": _files_alone(gr.Gallery(
                 type="filepath", interactive=True, visible=useful("image"), columns=3,
                 file_types=["image"], sources=["upload", "clipboard"], elem_id="images",
-            )),
+            ), self.uploads),
             "model": gr.Dropdown(
                 list(self._service.specs), value=next(iter(self._service.specs)),
                 visible=len(specs) > 1,
@@ -269,13 +293,14 @@ class _Page:
     async def _paint(
         self, language: str, shown: list[_Shown], asked: dict[str, Any], request: gr.Request
     ) -> AsyncIterator[list[Any]]:
-        session = str(request.session_hash)
+        name = client, _ = _name(request)
         try:
-            job = await asyncio.to_thread(self._submit, asked, session)
+            images = await self._read_images(asked, client)
+            job = await asyncio.to_thread(self._submit, asked, images, client)
         except DanqingError as error:
-            yield [_failed(language, error), *[gr.skip()] * 5]
+            yield [_failed(language, error, ""), *[gr.skip()] * 5]
             return
-        self._jobs[session] = job
+        self._jobs[name] = job
         start = time.monotonic()
         try:
             yield [_line(word(language, "begun")), *[gr.skip()] * 5]
@@ -284,10 +309,11 @@ class _Page:
                 if update is not None:
                     yield update
         finally:
-            self._jobs.pop(session, None)
+            if self._jobs.get(name) is job:
+                del self._jobs[name]
             self._service.leave(job)
         if job.error is not None:
-            text = _failed(language, job.error)
+            text = _failed(language, job.error, job.id)
             if job.state == "cancelled":
                 text = _line(word(language, "cancelled"))
         else:
@@ -296,7 +322,17 @@ class _Page:
         seed = gr.skip() if asked["lock"] else secrets.randbits(32)
         yield [text, gr.update(visible=False), gr.skip(), shown, seed, gr.skip()]
 
-    def _submit(self, asked: dict[str, Any], session: str) -> Job:
+    async def _read_images(self, asked: dict[str, Any], client: str) -> list[Reference]:
+        """Return the images to edit, if the model edits."""
+        _, painter = self._service.painter(asked["model"])
+        if not asked["images"] or "image" in painter.spec.no_effect:
+            return []
+        files = [self.uploads.read(path, client) for path, _ in asked["images"][: MAX_IMAGES + 1]]
+        images = await self._intake.run(read_pictures, files)
+        self._intake.hold(client, images)
+        return images
+
+    def _submit(self, asked: dict[str, Any], images: list[Reference], client: str) -> Job:
         """Turn the fields into an order, as far as they have an effect in the model."""
         name, painter = self._service.painter(asked["model"])
         effect = painter.spec.no_effect
@@ -311,11 +347,8 @@ class _Page:
             settings["guidance_scale"] = float(asked["guidance"])
         if asked["negative"] and "negative_prompt" not in effect:
             settings["negative_prompt"] = asked["negative"]
-        if asked["images"] and "image" not in effect:
-            settings["image"] = [
-                read_picture(Path(path).read_bytes(), Path(path).name)
-                for path, _ in asked["images"]
-            ]
+        if images:
+            settings["image"] = images
         order = Order(
             model=name,
             request=Request(prompt=asked["prompt"] or "", **settings),
@@ -323,7 +356,7 @@ class _Page:
             edits="image" in settings,
         )
         order = plan_order(painter, order, self._service.limits)
-        return self._service.submit(order, f"page-{session}")
+        return self._service.submit(order, client)
 
     def _show(self, language: str, job: Job, event: Any, shown: list[_Shown]) -> list[Any] | None:
         """Return what an event changes: state, preview, gallery, what is shown, seed, button."""
@@ -346,13 +379,17 @@ class _Page:
 
     def _sweep(self) -> None:
         """Drop files that are old."""
+        if time.monotonic() - self._swept < _SECONDS_BETWEEN_SWEEPS:
+            return
+        self._swept = time.monotonic()
+        self.uploads.sweep()
         for path in self.folder.iterdir():
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                     path.unlink()
 
     def _cancel(self, request: gr.Request) -> None:
-        job = self._jobs.get(str(request.session_hash))
+        job = self._jobs.get(_name(request))
         if job is not None:
             self._service.cancel(job)
 
@@ -437,6 +474,7 @@ class _Page:
 
     def _corner(self, language: str) -> str:
         """Name devices and memory."""
+        self._sweep()  # also where nobody paints
         lines = []
         for painter in (one for worker in self._service.workers for one in worker.first()):
             memory = painter.memory
@@ -461,8 +499,38 @@ def _line(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
 
 
-def _failed(language: str, error: DanqingError) -> str:
-    text = word(language, "failed", what=str(error))
+@contextlib.contextmanager
+def _hidden_causes() -> Iterator[None]:
+    """Write an unknown failure to the log, and let people read that alone: it may name files."""
+    try:
+        yield
+    except (gr.Error, GeneratorExit, asyncio.CancelledError):
+        raise
+    except Exception as error:
+        about = f"page_{secrets.token_hex(8)}"
+        log.exception("the page failed", extra={"row": {"request": about}})
+        raise gr.Error(bug_message(about), print_exception=False) from error
+
+
+def _careful(work: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Return what the page calls, its unknown failures hidden."""
+
+    @wraps(work)
+    def careful(*given: _P.args, **named: _P.kwargs) -> _T:
+        with _hidden_causes():
+            return work(*given, **named)
+
+    return careful
+
+
+def _name(request: gr.Request) -> tuple[str, str]:
+    """Return whose a request is, and of which session; the browser chooses the latter alone."""
+    assert request.request is not None  # noqa: S101
+    return str(request.request.scope["state"]["client"]), str(request.session_hash)
+
+
+def _failed(language: str, error: DanqingError, about: str) -> str:
+    text = word(language, "failed", what=public_message(error, about))
     return f'<pre role="alert" style="white-space: pre-wrap">{html.escape(text)}</pre>'
 
 
