@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import random
 import socket
 import struct
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -223,3 +225,54 @@ def test_slow_clients_do_not_starve_others() -> None:
         for one in slow:
             one.close()
         until(lambda: httpx.get(f"{server.address}/readyz").status_code == 200)
+
+
+def _worst_bodies(large: bool) -> dict[str, tuple[str, str, bytes]]:
+    """Return what once stopped the event loop, and what is just below the limits."""
+    kind, form = "application/json", "multipart/form-data; boundary=edge"
+    part = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    keys = b"{" + b"".join(b'"k%d":1,' % number for number in range(800_000))
+    rows = {
+        "8 MB of keys": (GENERATIONS, kind, keys[:8_000_000]),
+        "1 MiB of keys": (GENERATIONS, kind, keys[: (1 << 20) - 1]),
+        "20 MB of lists": (GENERATIONS, kind, b'{"size":[' + b"[]," * 7_000_000 + b"1]}"),
+        "1 MiB of lists": (GENERATIONS, kind, b'{"size":[' + b"[]," * 340_000 + b"1]}"),
+        "1 MiB nested": (GENERATIONS, kind, b'{"prompt":' + b"[" * 1_000_000),
+        "1 MiB of floats": (GENERATIONS, kind, b'{"size":[' + b"1e999," * 170_000 + b"1]}"),
+        "1 MiB of escapes": (GENERATIONS, kind, b'{"prompt":"' + b"\\u0041" * 170_000 + b'"}'),
+        "20 MB of part headers": (EDITS, form, b"--edge\r\n" + b"a: b\r\n" * 3_000_000),
+        "20 MB of boundaries": (EDITS, form, part + b"\r\n--edg" * 2_500_000),
+    }
+    return rows if large else {name: row for name, row in rows.items() if len(row[2]) < 9_000_000}
+
+
+def _send_again(address: str, kind: str, data: bytes, over: threading.Event) -> None:
+    while not over.is_set():
+        with contextlib.suppress(httpx.TransportError):
+            found = httpx.post(address, content=data, headers={"content-type": kind}, timeout=60)
+            assert found.status_code in {400, 413, 429}, found.text
+
+
+@pytest.mark.finding(3)
+@pytest.mark.parametrize("large", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_worst_bodies_do_not_stop_the_loop(large: bool, pocket_server: Running) -> None:
+    """Sixteen clients send each; /healthz answers, from another process than theirs."""
+    before = memory(pocket_server)
+    for name, (path, kind, data) in _worst_bodies(large).items():
+        seconds, over = [], threading.Event()
+        asked = (pocket_server.address + path, kind, data, over)
+        clients = [threading.Thread(target=_send_again, args=asked) for _ in range(16)]
+        for one in clients:
+            one.start()
+        with httpx.Client(base_url=pocket_server.address, timeout=60) as client:
+            until_then = time.monotonic() + (3 if large else 0.5)
+            while time.monotonic() < until_then:
+                start = time.monotonic()
+                client.get("/healthz").raise_for_status()
+                seconds.append(time.monotonic() - start)
+        over.set()
+        for one in clients:
+            one.join()
+        # of this process, which sends the bodies, there is a share in it as well
+        assert sorted(seconds)[len(seconds) // 2] < 0.1, (name, sorted(seconds)[-3:])
+    assert memory(pocket_server) - before < 400 << 20
