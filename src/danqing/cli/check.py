@@ -95,6 +95,8 @@ def _table(checkpoint: Checkpoint, found: Preflight, sums: Mapping[Path, str]) -
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
         yield "  ".join([*cells, row[-1]])
+    for part in found.findings:
+        yield from (f"note: {note}" for note in part.notes)
     for path, error in checkpoint.unread.items():
         yield f"not read: {path.name}: {error.what}"
     for path, digest in sums.items():
@@ -130,6 +132,7 @@ def _row(part: Finding) -> dict[str, Any]:
         "bytes": part.bytes,
         "ok": part.fault is None,
         "fault": _fault(part.fault),
+        "notes": list(part.notes),
     }
 
 

@@ -178,6 +178,10 @@ class Model(ABC):
             self.check_part(name)
         self.check_together()
 
+    def notes_of(self, name: str) -> tuple[str, ...]:  # noqa: ARG002
+        """Return what was ignored in a component's small files, and why."""
+        return ()
+
     def assumptions(self) -> tuple[str, ...]:
         """Return what the files do not say and was filled in from knowledge of the architecture."""
         return ()

@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError, TensorMismatchError
+from danqing.errors import CheckpointDamagedError, CheckpointError, TensorMismatchError
 from danqing.models.base import Model
 from danqing.models.hoisting import Hoisted
-from danqing.models.loading import Piece, Row, fill, match, on_meta, shapes_of, without_message
+from danqing.models.loading import SHOWN, Piece, Row, fill, match, on_meta, shapes_of
 from danqing.models.streaming import Source, Streaming, Unit, spans_of, units_of
+from danqing.models.tokenizers import TokenizerFiles, TokenizerKind, read_tokenizer
 from danqing.turns import LAZY_IMPORTS
 from danqing.weights.ranges import lay_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     from danqing.models.base import ModelSpec, OnBytes
-    from danqing.weights import Checkpoint, Component
+    from danqing.models.config_tables import Config
+    from danqing.weights import Checkpoint
 
 
 _LARGE_CHANNELS = 128
@@ -45,11 +47,11 @@ class NetworksModel(Model):
 
     Attributes:
         required: components it cannot do without; a schedule may be left out.
-        tokenizer_files: of each tokenizer, the sets of files one of which it needs.
+        tokenizer_kinds: of each tokenizer, what danqing knows of its kind.
     """
 
     required: ClassVar[tuple[str, ...]]
-    tokenizer_files: ClassVar[Mapping[str, Sequence[Sequence[str]]]]
+    tokenizer_kinds: ClassVar[Mapping[str, TokenizerKind]]
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         """Keep what is needed to make the networks."""
@@ -58,6 +60,8 @@ class NetworksModel(Model):
         self._checked: dict[str, torch.nn.Module] = {}
         self._cut: set[str] = set()
         self._hoisted = Hoisted()
+        self._configs: dict[str, Config] = {}
+        self._tokenizers: dict[str, TokenizerFiles] = {}
 
     @property
     @abstractmethod
@@ -65,8 +69,34 @@ class NetworksModel(Model):
         """Return how to make each network, by component."""
 
     @abstractmethod
+    def read_config(self, component: str) -> Config:
+        """Return a config: the one that came with it, checked, or what its shapes tell."""
+
+    @abstractmethod
+    def counts(self, component: str) -> Mapping[str, Any]:
+        """Return how many layers a network's tensors are of, by the config's key for it.
+
+        `a.b` is the key `b` in the table `a`.
+
+        Raises:
+            CheckpointError: tensors that would tell are missing.
+        """
+
+    def config(self, component: str) -> Config:
+        """Return a component's config, read once."""
+        if component not in self._configs:
+            self._configs[component] = self.read_config(component)
+        return self._configs[component]
+
     def config_of(self, component: str) -> Mapping[str, Any]:
-        """Return a network's config: the one that came with it, or what its shapes tell."""
+        """Return the values of a network's config."""
+        return self.config(component).values
+
+    def notes_of(self, component: str) -> tuple[str, ...]:
+        """Return what was ignored in a component's small files."""
+        if component in self.tokenizer_kinds:
+            return self.tokenizer_files(component).notes
+        return self.config(component).notes
 
     def tensor_dtype(self, component: str, name: str, dtype: torch.dtype) -> torch.dtype:  # noqa: ARG002
         """Return what one tensor is kept in when its network computes in `dtype`."""
@@ -83,13 +113,14 @@ class NetworksModel(Model):
     @property
     def parts(self) -> tuple[str, ...]:
         """Return what it cannot do without, and the schedule if there is one."""
-        extra = ("scheduler",) if "scheduler" in self.checkpoint.components else ()
+        held = {*self.checkpoint.components, *self.checkpoint.broken}
+        extra = ("scheduler",) if "scheduler" in held else ()
         return (*self.required, *extra)
 
     def check_part(self, name: str) -> None:
         """Compare a network with its files; of tokenizer and schedule, see that they are usable."""
-        if name in self.tokenizer_files:
-            check_tokenizer_files(self.checkpoint.component(name), self.tokenizer_files[name])
+        if name in self.tokenizer_kinds:
+            self.tokenizer_files(name)
         elif name == "scheduler":
             self._check_schedule()
         else:
@@ -98,11 +129,35 @@ class NetworksModel(Model):
     def _check_schedule(self) -> None:
         try:
             self.try_schedule()
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # the libraries raise whatever their arithmetic raises
             raise CheckpointDamagedError(
                 "the config of scheduler describes no schedule",
-                seen=f"{self.checkpoint.component('scheduler').folder}: {error}",
+                seen=f"{self.checkpoint.component('scheduler').folder}: {str(error)[:200]}",
             ) from error
+
+    def tokenizer_files(self, name: str) -> TokenizerFiles:
+        """Return a tokenizer's files, read and checked once."""
+        if name not in self._tokenizers:
+            folder = self.checkpoint.component(name).folder
+            self._tokenizers[name] = read_tokenizer(self.tokenizer_kinds[name], folder, name)
+        return self._tokenizers[name]
+
+    def check_vocabulary(self, tokenizer: str, encoder: str, known: int) -> None:
+        """See that an encoder knows every token that its tokenizer may give.
+
+        Raises:
+            TensorMismatchError: it does not; they are of different models.
+        """
+        highest = self.tokenizer_files(tokenizer).highest
+        if highest >= known:
+            raise TensorMismatchError(
+                f"the {tokenizer} is of another model than the {encoder}",
+                seen=f"{self.checkpoint.component(tokenizer).folder}: token ids up to {highest}",
+                allowed=f"token ids up to {known - 1}, the vocabulary of the {encoder}",
+                hint=f"name the right one: --component {tokenizer}=PLACE",
+            )
 
     def check_network(self, component: str) -> None:
         """Compare a network with its files, and keep it for `build`."""
@@ -216,6 +271,7 @@ class NetworksModel(Model):
 
     def _empty(self, component: str) -> torch.nn.Module:
         make, config = self.networks[component].make, self.config_of(component)
+        self._compare_counts(component, config)
         try:
             module: torch.nn.Module = on_meta(partial(make, config))
         except Exception as error:  # the libraries raise whatever their configs' checks raise
@@ -224,6 +280,27 @@ class NetworksModel(Model):
                 seen=f"{self.checkpoint.component(component).folder}: {str(error)[:200]}",
             ) from error
         return module
+
+    def _compare_counts(self, component: str, config: Mapping[str, Any]) -> None:
+        """Compare layers with the tensors before a network is built: each takes time and memory."""
+        try:
+            counts = self.counts(component)
+        except CheckpointError:
+            return  # tensors are missing: `match` lists them, and the tables bound the network
+        wrong = []
+        for key, count in counts.items():
+            value: Any = config
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            stated = list(value) if isinstance(value, (list, tuple)) else value
+            if value is not None and stated != count:
+                wrong.append(f"{key} is {str(stated)[:100]}, of the tensors {str(count)[:100]}")
+        if wrong:
+            raise TensorMismatchError(
+                f"the tensors of {component} are not those of its config",
+                seen=f"{self.checkpoint.component(component).folder}: {'; '.join(wrong[:SHOWN])}",
+                hint="config and files are of different models, or one of them is damaged",
+            )
 
     def _match(self, component: str, module: torch.nn.Module) -> dict[str, Piece]:
         network = self.networks[component]
@@ -274,33 +351,15 @@ def decode_flops(config: Mapping[str, Any], pixels: int) -> float:
     return total
 
 
-# --- small files ---------------------------------------------------------------------------------
+# --- transformers --------------------------------------------------------------------------------
 
 
-def check_tokenizer_files(component: Component, sets: Sequence[Sequence[str]]) -> None:
-    """See that the vocabulary is there: without it the libraries quietly make an empty one."""
-    if not any(all((component.folder / file).is_file() for file in files) for files in sets):
-        raise CheckpointIncompleteError(
-            f"the {component.name} has no vocabulary",
-            seen=component.folder,
-            allowed=" or ".join(" with ".join(files) for files in sets),
-        )
+def attention_of(network: Any) -> str:
+    """Return the attention that a network of transformers is built with.
 
-
-def open_tokenizer(kind: Any, component: Component) -> Any:
-    """Return a tokenizer of a class of transformers."""
-    # transformers tells what it tries next, which the error below says better
-    logger = "transformers.tokenization_utils_tokenizers"
-    try:
-        with without_message(logger, "Could not extract SentencePiece model"):
-            return kind.from_pretrained(component.folder, local_files_only=True)
-    except Exception as error:  # the libraries raise whatever their parsers raise
-        first = (str(error).splitlines() or [""])[0]
-        raise CheckpointDamagedError(
-            f"the {component.name} cannot be loaded",
-            seen=f"{component.folder}: {type(error).__name__}: {first[:200]}",
-            hint="its vocabulary files are missing or damaged, or of a newer transformers version",
-        ) from error
+    It is said explicitly: left to the library, a config or the environment might choose it.
+    """
+    return "sdpa" if getattr(network, "_supports_sdpa", False) else "eager"
 
 
 def check_ids(ids: torch.Tensor, vocabulary: int, name: str) -> None:

@@ -30,6 +30,7 @@ class Finding:
         dtype: the dtype most of its bytes are in.
         bytes: of all tensors.
         fault: why it cannot be used; None if it can.
+        notes: what was ignored in its small files, and why.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Finding:
     dtype: str
     bytes: int
     fault: DanqingError | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,8 @@ def preflight(checkpoint: Checkpoint, *, values: bool = False) -> Preflight:
         )
     model = models.make_model(checkpoint, spec)
     findings = tuple(
-        _look(checkpoint, name, model.check_part, values=values) for name in model.parts
+        _look(checkpoint, name, model.check_part, model.notes_of, values=values)
+        for name in model.parts
     )
     fault = None
     if not any(finding.fault for finding in findings):
@@ -94,13 +97,19 @@ def _preflight_part(checkpoint: Checkpoint, *, values: bool) -> Preflight:
     """Compare components with those of the first family that has such."""
     model = models.make_model_around(checkpoint)
     findings = tuple(
-        _look(checkpoint, name, model.check_part, values=values) for name in checkpoint.components
+        _look(checkpoint, name, model.check_part, model.notes_of, values=values)
+        for name in checkpoint.components
     )
     return Preflight(spec=None, findings=findings, fault=None)
 
 
 def _look(
-    checkpoint: Checkpoint, name: str, check: Callable[[str], None], *, values: bool
+    checkpoint: Checkpoint,
+    name: str,
+    check: Callable[[str], None],
+    notes_of: Callable[[str], tuple[str, ...]] = lambda _: (),
+    *,
+    values: bool,
 ) -> Finding:
     fault = _fault_of(lambda: check(name))
     part = checkpoint.components.get(name)
@@ -126,6 +135,7 @@ def _look(
         dtype=dtype,
         bytes=size,
         fault=fault,
+        notes=() if fault is not None else notes_of(name),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,11 +13,12 @@ from danqing.errors import (
     CheckpointError,
     CheckpointIncompleteError,
 )
+from danqing.files import open_regular
 from danqing.weights.files import open_tensors
 from danqing.weights.gguf_file import MAGIC
 from danqing.weights.quantised import BYTES, join_scales
 from danqing.weights.ranges import Span
-from danqing.weights.tensor_file import FLOAT_DTYPES, TensorEntry, TensorFile
+from danqing.weights.tensor_file import FLOAT_DTYPES, MAX_TENSORS, TensorEntry, TensorFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,6 @@ _MERGED_AT_ONCE = 2**22
 _START = 2**20
 _WITHOUT_LENGTH = (MAGIC, b"PK", b"\x80")
 """What GGUF files and pickles begin with."""
-MAX_CONFIG_BYTES = 16_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +123,8 @@ class Component:
                     hint="leave only one set of shards in the folder",
                 )
             entries |= found
+            if len(entries) > MAX_TENSORS:
+                raise too_many_tensors(self.name, self.folder)
         return join_scales(entries)
 
     @property
@@ -250,6 +251,13 @@ class Component:
             file.close()
 
 
+def too_many_tensors(name: str, folder: Path) -> CheckpointDamagedError:
+    """Return the error for a component with more tensors than any network has."""
+    return CheckpointDamagedError(
+        f"{name} has too many tensors", seen=folder, allowed=f"{MAX_TENSORS} in all its files"
+    )
+
+
 def under(prefix: str, entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
     """Return the tensors whose names begin with a prefix, without it."""
     return {
@@ -338,7 +346,7 @@ _SMALL_FILES = {
 def _add_fingerprint(digest: hashlib._Hash, path: Path) -> None:
     size = path.stat().st_size
     digest.update(size.to_bytes(8, "little"))
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(8)
         # of a file that does not say how long its header is, so much is taken as such
         length = int.from_bytes(start, "little")
@@ -349,25 +357,3 @@ def _add_fingerprint(digest: hashlib._Hash, path: Path) -> None:
         for block in range(_FINGERPRINT_BLOCKS):
             file.seek(8 + length + block * step)
             digest.update(file.read(min(step, _FINGERPRINT_BLOCK_BYTES)))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a small JSON file that holds a table.
-
-    Raises:
-        CheckpointIncompleteError: it is not there.
-        CheckpointDamagedError: it is something else.
-    """
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES)  # a longer one is cut, and then no JSON
-        table = json.loads(text)
-    except FileNotFoundError as error:
-        raise CheckpointIncompleteError("a config file is missing", seen=path) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointDamagedError(
-            "a config file cannot be read", seen=f"{path}: {str(error)[:200]}"
-        ) from error
-    if not isinstance(table, dict):
-        raise CheckpointDamagedError("a config file holds no table", seen=path)
-    return table

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from danqing.cache import add_to_table, cache_folder, read_table
 from danqing.errors import CheckpointDamagedError
+from danqing.files import open_regular
 
 if TYPE_CHECKING:
     import os
@@ -43,7 +44,7 @@ def sha256(path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
     digest, done = hashlib.sha256(), 0
     try:
         before = path.stat()
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
                 done += len(block)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from danqing.files import open_regular
 from danqing.weights.gguf_file import MAGIC, GgufFile
 from danqing.weights.safetensors_file import SafetensorsFile
 
@@ -19,7 +20,7 @@ def open_tensors(path: Path) -> TensorFile:
     What is neither GGUF nor safetensors is told when the header is read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(len(MAGIC))
     except OSError:
         start = b""  # told, as every other trouble, on first use

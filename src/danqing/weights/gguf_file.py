@@ -16,7 +16,8 @@ import struct
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from danqing.errors import CheckpointDamagedError
-from danqing.weights.tensor_file import TensorEntry, TensorFile
+from danqing.files import open_regular
+from danqing.weights.tensor_file import MAX_SIDE, MAX_TENSORS, TensorEntry, TensorFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,9 +30,11 @@ MAX_HEADER_BYTES = 100_000_000
 """As for safetensors; the largest part is a tokenizer's vocabulary."""
 MAX_DIMENSIONS = 4
 """Of ggml itself."""
-MAX_SIDE = 2**40
 MAX_NAME_BYTES = 65_535
 """The format's limit for keys."""
+MAX_PAIRS = 10_000
+MAX_TEXTS = 1_000_000
+"""Of all arrays together: vocabularies and merges, which are read one by one."""
 _KEPT_ITEMS = 64
 """Longer arrays in the metadata (vocabularies) are stepped over."""
 _LEAST_TENSOR_BYTES = 24
@@ -79,7 +82,8 @@ class GgufFile(TensorFile):
 
         if self._bytes is None:
             try:
-                self._bytes = np.memmap(self.path, dtype=np.uint8, mode="c")
+                with open_regular(self.path) as file:
+                    self._bytes = np.memmap(file, dtype=np.uint8, mode="c")
             except (OSError, ValueError) as error:
                 raise CheckpointDamagedError(
                     "the file changed, or became unreadable, after it was checked",
@@ -150,6 +154,7 @@ class _Reader:
         self._path = path
         self._size = os.fstat(file.fileno()).st_size
         self._place = 0
+        self._texts = 0
 
     def header(self) -> tuple[dict[str, object], dict[str, TensorEntry]]:
         if self._take(4) != MAGIC:
@@ -160,8 +165,8 @@ class _Reader:
                 "the GGUF file has a version danqing does not read", f"version {version}"
             )
         tensors, pairs = self._number("<Q"), self._number("<Q")
-        self._plausible(tensors, _LEAST_TENSOR_BYTES, "tensors")
-        self._plausible(pairs, _LEAST_PAIR_BYTES, "pairs of metadata")
+        self._plausible(tensors, _LEAST_TENSOR_BYTES, "tensors", MAX_TENSORS)
+        self._plausible(pairs, _LEAST_PAIR_BYTES, "pairs of metadata", MAX_PAIRS)
         metadata: dict[str, object] = {}
         for _ in range(pairs):
             key = self._string(MAX_NAME_BYTES)
@@ -246,13 +251,14 @@ class _Reader:
             raise self._damaged("a value of the metadata has no known type", str(kind))
         inner, count = self._number("<I"), self._number("<Q")
         if inner == _STRING:
-            self._plausible(count, 8, "strings")
+            self._texts += count
+            self._plausible(count, 8, "texts", MAX_TEXTS - self._texts + count)
             kept = [self._string(MAX_HEADER_BYTES) for _ in range(count)]
             return kept if count <= _KEPT_ITEMS else None
         if inner not in _SCALARS:
             raise self._damaged("an array of the metadata has no known type", str(inner))
         width = struct.calcsize(_SCALARS[inner])
-        self._plausible(count, width, "values")
+        self._plausible(count, width, "values", MAX_HEADER_BYTES)
         if count <= _KEPT_ITEMS:
             return [self._number(_SCALARS[inner]) for _ in range(count)]
         self._take(count * width)
@@ -276,9 +282,14 @@ class _Reader:
         self._place += count
         return data
 
-    def _plausible(self, count: int, least: int, what: str) -> None:
+    def _plausible(self, count: int, least: int, what: str, most: int) -> None:
+        """Compare a count with the bytes there are, and, since a file may be sparse, a limit."""
         if count > (self._size - self._place) // least:
             raise self._damaged("the header promises more than the file holds", f"{count} {what}")
+        if count > most:
+            raise self._damaged(
+                "the header is impossibly long", f"{count} {what}", allowed=f"{most} {what}"
+            )
 
     def _damaged(
         self, what: str, seen: str = "", hint: str | None = None, *, allowed: str | None = None

@@ -6,7 +6,7 @@ folder or file, and returns components under diffusers' names.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,12 +23,19 @@ from danqing.errors import (
     UnsafeFileError,
 )
 from danqing.files import expand
-from danqing.weights.checkpoint import Checkpoint, Component, read_json, under
+from danqing.weights.checkpoint import Checkpoint, Component, too_many_tensors, under
 from danqing.weights.deepgen_pt import LAYOUT as DEEPGEN_PT
 from danqing.weights.deepgen_pt import read_deepgen_pt, with_adapters
 from danqing.weights.files import open_tensors
 from danqing.weights.gguf_file import GgufFile
+from danqing.weights.json_file import (
+    MAX_INDEX_BYTES,
+    MAX_TOKENIZER_BYTES,
+    parse_table,
+    read_json,
+)
 from danqing.weights.places import BUILT_IN, find
+from danqing.weights.tensor_file import MAX_TENSORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -88,9 +95,11 @@ PREFIXES = (
 """What tools put before the names of a component: ComfyUI, where several share a file."""
 
 _TOKENIZERS = {
-    "tokenizer_2": (("spiece.model",), re.compile(r"T5Tokenizer")),
-    "tokenizer": (("vocab.json", "merges.txt"), re.compile(r"CLIPTokenizer|Qwen2Tokenizer")),
+    "tokenizer_2": (("spiece.model",), "Unigram"),
+    "tokenizer": (("vocab.json", "merges.txt"), "BPE"),
 }
+"""Of each: files that only its kind has, and the kind of model in its tokenizer.json."""
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json", "merges.txt")
 _ENCODER_OF = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 _READERS = {"vlm": "tokenizer", "text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """Networks in whose folder their tokenizer may lie."""
@@ -109,6 +118,7 @@ _WITHOUT_CONFIG = ("deepgen",)
 _SMALL = re.compile(r"(Tokenizer(Fast)?|Scheduler|Processor(Fast)?|Extractor)$")
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors$")
 _ENDINGS = (".safetensors", ".sft", ".gguf")
+_MAX_SHARDS = 1000
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 
 
@@ -212,7 +222,7 @@ def _open(path: str | Path, components: Mapping[str, str | Path], *, allow_pt: b
         components=contents.components | given,
         broken=contents.broken,
         unread=contents.unread,
-        index=read_json(index) if layout.name == DIFFUSERS_FOLDER and index.exists() else {},
+        index=read_json(index) if layout.name == DIFFUSERS_FOLDER and _exists(index) else {},
         overrides=overrides,
         name=next((name for name, where in BUILT_IN.items() if where == place), None),
     )
@@ -254,7 +264,7 @@ DIFFUSERS_FOLDER = "diffusers folder"
 
 def _is_diffusers_folder(place: _Place) -> bool:
     folder = place.path
-    if not (folder / "model_index.json").is_file():
+    if not _exists(folder / "model_index.json"):
         return all((folder / name / "config.json").is_file() for name in ("transformer", "vae"))
     return any((folder / name).is_dir() for name in ("transformer", "unet")) or not _loose(folder)
 
@@ -262,7 +272,7 @@ def _is_diffusers_folder(place: _Place) -> bool:
 def _read_diffusers_folder(place: Path, elsewhere: frozenset[str]) -> _Contents:
     found = _Contents(components={})
     index = place / "model_index.json"
-    table = read_json(index) if index.is_file() else {}
+    table = read_json(index) if _exists(index) else {}
     for name, row in table.items():
         if name.startswith("_") or not isinstance(row, list) or len(row) != 2 or None in row:  # noqa: PLR2004
             continue
@@ -287,6 +297,10 @@ def _read_diffusers_folder(place: Path, elsewhere: frozenset[str]) -> _Contents:
 def _add_unlisted(found: _Contents, folders: Iterable[Path], elsewhere: frozenset[str]) -> None:
     """Add what the index does not name, by what is in it: some pipelines load it on their own."""
     for folder in folders:
+        name = folder.name
+        if name in _TOKENIZERS and name not in elsewhere and _has_tokenizer(folder):
+            found.components[name] = _small(name, folder)  # the folder's name says what it is
+            continue
         try:
             for part in _read_part(folder, elsewhere):
                 found.components.setdefault(part.name, part)
@@ -301,7 +315,7 @@ def _small(name: str, folder: Path) -> Component:
         name=name,
         style="files",
         folder=folder,
-        config=read_json(config) if config.is_file() else None,
+        config=read_json(config) if _exists(config) else None,
     )
 
 
@@ -344,16 +358,32 @@ def _weight_files(name: str, folder: Path) -> tuple[Path, ...]:
 
 
 def _indexed(name: str, folder: Path, index: Path) -> tuple[Path, ...]:
-    table = read_json(index).get("weight_map")
+    table = read_json(index, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
         raise CheckpointDamagedError("the index of shards has no weight_map", seen=index)
     names = sorted(set(table.values()))
+    if len(table) > MAX_TENSORS or len(names) > _MAX_SHARDS:
+        raise CheckpointDamagedError(
+            "the index of shards is too long",
+            seen=f"{index}: {len(table)} tensors in {len(names)} files",
+            allowed=f"{MAX_TENSORS} tensors in {_MAX_SHARDS} files",
+        )
     if odd := [file for file in names if Path(file).name != file]:
         raise CheckpointDamagedError(
-            "the index of shards names a file outside its folder", seen=f"{index}: {odd[0]}"
+            "the index of shards names a file outside its folder", seen=f"{index}: {odd[0][:200]}"
+        )
+    if odd := [file for file in names if not file.endswith(_ENDINGS[:2])]:
+        raise CheckpointDamagedError(
+            "the index of shards names a file of another format",
+            seen=f"{index}: {odd[0][:200]}",
+            allowed="*.safetensors",
         )
     files = _all_there(name, folder, names)
-    held = {tensor: path.name for path in files for tensor in open_tensors(path).entries}
+    held: dict[str, str] = {}
+    for path in files:
+        held |= dict.fromkeys(open_tensors(path).entries, path.name)
+        if len(held) > MAX_TENSORS:
+            raise too_many_tensors(name, folder)
     wrong = sorted(tensor for tensor, file in table.items() if held.get(tensor) != file)
     if wrong:
         raise CheckpointIncompleteError(
@@ -455,6 +485,11 @@ def _only(name: str, parts: list[Component], folder: Path) -> Component:
 # --- parts of any layout -------------------------------------------------------------------------
 
 
+def _exists(path: Path) -> bool:
+    """Say whether anything has this name: what is no regular file is an error when it is read."""
+    return os.path.lexists(path)
+
+
 def _loose(place: Path) -> list[Path]:
     """Return the files of tensors lying directly at a place."""
     if place.is_file():
@@ -481,12 +516,12 @@ def _embedded_config(file: TensorFile, name: str) -> dict[str, Any] | None:
     if not isinstance(text, str):
         return None
     try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_table(text.encode("utf-8", "surrogatepass"))
+    except ValueError as error:
         raise CheckpointDamagedError(
-            f"the config of {name} in the file's metadata is no JSON", seen=f"{file.path}: {error}"
+            f"the config of {name} in the file's metadata is not a JSON table",
+            seen=f"{file.path}: {str(error)[:200]}",
         ) from error
-    return config if isinstance(config, dict) else None
 
 
 def _read_file(path: Path) -> list[Component]:
@@ -505,7 +540,7 @@ def _file_component(name: str, style: str, file: TensorFile, prefix: str) -> Com
     folder = file.path.parent
     beside = folder / "config.json"
     config = _embedded_config(file, name)
-    if config is None and not prefix and style in _WITH_CONFIG and beside.is_file():
+    if config is None and not prefix and style in _WITH_CONFIG and _exists(beside):
         config = read_json(beside)
     return Component(
         name=name, style=style, folder=folder, files=(file.path,), config=config, prefix=prefix
@@ -518,9 +553,9 @@ def _read_folder(path: Path, elsewhere: frozenset[str]) -> list[Component]:
         for name in _TOKENIZERS
         if _is_tokenizer(name, path)
     ]
-    if (path / "scheduler_config.json").is_file():
+    if _exists(path / "scheduler_config.json"):
         parts.append(_small("scheduler", path))
-    has_config, has_weights = (path / "config.json").is_file(), any(path.glob("*.safetensors*"))
+    has_config, has_weights = _exists(path / "config.json"), any(path.glob("*.safetensors*"))
     config = read_json(path / "config.json") if has_config else {}
     expected = _MODEL_TYPES.get(str(config.get("model_type")), "")
     if expected in elsewhere or not (expected or has_weights):
@@ -533,13 +568,32 @@ def _read_folder(path: Path, elsewhere: frozenset[str]) -> list[Component]:
 
 
 def _is_tokenizer(name: str, folder: Path) -> bool:
-    files, class_name = _TOKENIZERS[name]
+    """Say whether a folder holds such a tokenizer, by its files and never by a class's name."""
+    files, kind = _TOKENIZERS[name]
     if all((folder / file).is_file() for file in files):
         return True
-    config = folder / "tokenizer_config.json"
-    if not (config.is_file() and (folder / "tokenizer.json").is_file()):
+    if any(
+        all((folder / file).is_file() for file in others)
+        for other, (others, _) in _TOKENIZERS.items()
+        if other != name
+    ):
         return False
-    return bool(class_name.search(str(read_json(config).get("tokenizer_class", ""))))
+    return _vocabulary_kind(folder) == kind
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).exists() for file in _TOKENIZER_FILES)
+
+
+def _vocabulary_kind(folder: Path) -> str | None:
+    """Return the kind of model in a folder's tokenizer.json; None if there is none."""
+    path = folder / "tokenizer.json"
+    if not _exists(path):
+        return None
+    model = read_json(path, MAX_TOKENIZER_BYTES).get("model")
+    if not isinstance(model, dict):
+        return None
+    return str(model.get("type") or ("BPE" if "merges" in model else "Unigram"))
 
 
 def _read_override(name: str, place: Path) -> dict[str, Component]:
@@ -560,11 +614,25 @@ def _read_override(name: str, place: Path) -> dict[str, Component]:
         _weight_files(name, place)  # raises: says what is missing, or that it is a pickle
     parts = {part.name: part for part in _read_part(place)}
     if name not in parts:
+        if name in _TOKENIZERS:
+            raise _not_the_tokenizer(name, place)
         raise UnknownModelError(
             f"this is no {name}",
             seen=f"{place}: {', '.join(parts) or 'nothing that danqing recognises'}",
         )
     return {key: part for key, part in parts.items() if key in (name, _READERS.get(name))}
+
+
+def _not_the_tokenizer(name: str, place: Path) -> UnknownModelError:
+    files, kind = _TOKENIZERS[name]
+    present = [file for file in _TOKENIZER_FILES if (place / file).is_file()]
+    held = _vocabulary_kind(place) if place.is_dir() else None
+    return UnknownModelError(
+        f"this is not a {name}",
+        seen=f"{place}: {', '.join(present) or 'none of its files'}"
+        + (f", a vocabulary of the kind {held[:40]}" if held else ""),
+        allowed=f"a folder with {' and '.join(files)}, or a tokenizer.json of the kind {kind}",
+    )
 
 
 def _nothing_recognised(place: Path) -> CheckpointError:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _WRAPPERS = ("state_dict", "module", "model")
 """Keys under which training programs put the tensors, one inside the other."""
 _DEPTH = 3
+_SAFETENSORS = (".safetensors", ".sft")
 
 
 class PickleFile(TensorFile):
@@ -75,20 +76,28 @@ def _load(path: Path) -> object:
 
     import torch
 
+    if path.suffix in _SAFETENSORS:  # torch decides by the name, and would call another reader
+        raise UnsafeFileError(
+            "--allow-pt is for a file that torch.save wrote, and this one is named as safetensors",
+            seen=path,
+            allowed="a file of tensors, named .pt, .pth, .ckpt or .bin",
+            hint="if it is a safetensors file, leave out --allow-pt; if it is a pickle, rename it",
+        )
     for mmap in (True, False):  # files of before torch 1.6 cannot be mapped
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)  # noqa: TID251
         except pickle.UnpicklingError as error:
             raise UnsafeFileError(
                 "the file holds more than tensors, and might run code",
-                seen=f"{path}: {str(error).splitlines()[0][:200]}",
+                seen=f"{path}: {_first_line(error)}",
                 allowed="a file of tensors, as torch.save writes a state dict",
             ) from error
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        except Exception as error:  # a damaged pickle makes torch raise whatever it likes
             if mmap:
                 continue
             raise CheckpointDamagedError(
-                "the file cannot be read", seen=f"{path}: {str(error)[:200]}"
+                "the file cannot be read",
+                seen=f"{path}: {type(error).__name__}: {str(error)[:200]}",
             ) from error
     raise AssertionError
 
@@ -112,3 +121,7 @@ def _entry(name: str, tensor: torch.Tensor, path: Path) -> TensorEntry:
     dtype = str(tensor.dtype).removeprefix("torch.")
     size = tensor.numel() * tensor.element_size()
     return TensorEntry(name, codes.get(dtype, dtype), tuple(tensor.shape), path, 0, size)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

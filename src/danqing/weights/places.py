@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from danqing.cache import caches, in_home
 from danqing.errors import CheckpointNotFoundError
+from danqing.files import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,7 @@ MODELS_VARIABLE = "DANQING_MODELS"
 
 _ID = re.compile(r"(?P<owner>[\w][\w.-]*)/(?P<name>[\w][\w.-]*)")
 _FOLDED = "models--"
+_MAX_REVISION_BYTES = 1000
 _SCOPE_ROOTS = ("", "models", "hub", "hub/models")
 
 
@@ -99,7 +101,7 @@ def _snapshot(place: Path) -> Path | None:
     if not snapshots.is_dir():
         return place
     try:
-        main = (place / "refs" / "main").read_text("utf-8").strip()
+        main = read_text(place / "refs" / "main", _MAX_REVISION_BYTES).strip()
     except (OSError, ValueError):
         main = ""
     if re.fullmatch(r"[0-9a-f]{40}", main) and (snapshots / main).is_dir():

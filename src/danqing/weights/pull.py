@@ -439,7 +439,7 @@ def _open_locked(unfinished: Path) -> BinaryIO:
 
 def _is_announced(path: Path, file: RemoteFile) -> bool:
     """Compare a file with its SHA-256 or, of a small file, with git's SHA-1."""
-    if path.stat().st_size != file.size:
+    if not path.is_file() or path.stat().st_size != file.size:
         return False
     if file.sha256:
         return sha256(path) == file.sha256

@@ -151,13 +151,14 @@ class _File:
         self._path = path
         self._identity = identity
         try:
-            self._plain = os.open(path, os.O_RDONLY)
+            # without O_NONBLOCK, opening a named pipe put in the file's place would block
+            self._plain = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise _unreadable(path, error) from error
         self._direct: int | None = None
         if direct and hasattr(os, "O_DIRECT"):
             try:
-                self._direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
+                self._direct = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_DIRECT)
             except OSError:
                 self._direct = None  # a file system without direct reads: through its cache
         self._check()

@@ -6,13 +6,14 @@ length of a JSON header; then the data, without gaps.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from danqing.errors import CheckpointDamagedError, UnsafeFileError
-from danqing.weights.tensor_file import TensorEntry, TensorFile
+from danqing.files import open_regular
+from danqing.weights.json_file import load, refuse_many_values
+from danqing.weights.tensor_file import MAX_SIDE, MAX_TENSORS, TensorEntry, TensorFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
 
+MAX_DIMENSIONS = 8
+_MAX_VALUES = 16 * MAX_TENSORS
+"""Values of a header: a tensor has about ten, and there is a table of texts beside them."""
 LENGTH_BYTES = 8
 
 BITS = {
@@ -58,6 +62,8 @@ class SafetensorsFile(TensorFile):
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict):
             raise CheckpointDamagedError("the file's metadata is no table", seen=self.path)
+        if len(header) > MAX_TENSORS:
+            raise _too_many(self.path, len(header))
         entries = {name: _entry(self.path, name, raw, data_start) for name, raw in header.items()}
         _check_coverage(self.path, entries, data_start, size)
         return metadata, entries
@@ -68,6 +74,7 @@ class SafetensorsFile(TensorFile):
 
         try:
             if self._handle is None:
+                open_regular(self.path).close()  # the library opens whatever lies there
                 self._handle = safe_open(self.path, framework="pt", device="cpu")
             tensor: torch.Tensor = self._handle.get_tensor(entry.name)
         except (SafetensorError, OSError) as error:
@@ -145,23 +152,28 @@ def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            raise ValueError("a name appears twice")
-        return table
-
+    if (tensors := text.count(b'"data_offsets"')) > MAX_TENSORS:  # before they take memory
+        raise _too_many(path, tensors)
     try:
-        header = json.loads(text, object_pairs_hook=no_duplicates)
+        refuse_many_values(text, _MAX_VALUES)
+        header = load(text.decode())
     except (ValueError, RecursionError) as error:
         raise CheckpointDamagedError(
             "the header of the safetensors file is not valid JSON",
-            seen=f"{path}: {error}",
+            seen=f"{path}: {str(error)[:200]}",
             hint="download the file again",
         ) from error
     if not isinstance(header, dict):
         raise CheckpointDamagedError("the header of the safetensors file is no table", seen=path)
     return header
+
+
+def _too_many(path: Path, count: int) -> CheckpointDamagedError:
+    return CheckpointDamagedError(
+        "the header lists too many tensors",
+        seen=f"{path}: {count} tensors",
+        allowed=f"{MAX_TENSORS} tensors",
+    )
 
 
 def _entry(path: Path, name: str, raw: object, data_start: int) -> TensorEntry:
@@ -177,8 +189,12 @@ def _entry(path: Path, name: str, raw: object, data_start: int) -> TensorEntry:
 
 def _sane_entry(path: Path, name: str, raw: Any, data_start: int) -> TensorEntry:
     dtype, shape, (start, stop) = raw["dtype"], tuple(raw["shape"]), raw["data_offsets"]
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError("too many dimensions")
     if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
         raise ValueError("a negative or fractional number")
+    if any(side > MAX_SIDE for side in shape):
+        raise ValueError("a side is too long")
     if stop - start != math.prod(shape) * BITS[dtype] // 8:
         raise ValueError("the bytes do not fit the shape")
     return TensorEntry(name, dtype, shape, path, data_start + start, data_start + stop)

@@ -6,10 +6,10 @@ import math
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
-from danqing.errors import CheckpointDamagedError, CheckpointNotFoundError
+from danqing.errors import CheckpointDamagedError, CheckpointError, CheckpointNotFoundError
+from danqing.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 FLOAT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Dtypes that are read as they are, and PyTorch's names for them."""
+MAX_TENSORS = 100_000
+"""Of one file, and of one component; DeepGen's language model has 824."""
+MAX_SIDE = 2**40
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,9 @@ class Identity:
         return self == Identity.of(found)
 
 
+_Header: TypeAlias = "tuple[dict[str, object], dict[str, TensorEntry], Identity]"
+
+
 class TensorFile(ABC):
     """One file of tensors; its header is read and checked on first use.
 
@@ -82,6 +88,7 @@ class TensorFile(ABC):
     def __init__(self, path: Path) -> None:
         """Keep the place; nothing is read."""
         self.path = path
+        self._read: _Header | CheckpointError | None = None
 
     @property
     def entries(self) -> Mapping[str, TensorEntry]:
@@ -98,10 +105,20 @@ class TensorFile(ABC):
         """What the file was when its header was read."""
         return self._header[2]
 
-    @cached_property
-    def _header(self) -> tuple[dict[str, object], dict[str, TensorEntry], Identity]:
+    @property
+    def _header(self) -> _Header:
+        if self._read is None:
+            try:
+                self._read = self._read_header()
+            except CheckpointError as error:  # kept as well: a damaged header may be long
+                self._read = error
+        if isinstance(self._read, CheckpointError):
+            raise self._read
+        return self._read
+
+    def _read_header(self) -> _Header:
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 identity = Identity.of(os.fstat(file.fileno()))
                 return (*self._parse(file), identity)
         except FileNotFoundError as error:

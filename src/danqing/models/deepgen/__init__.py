@@ -38,6 +38,7 @@ _TELLTALES = (
     "time_text_embed.text_embedder.linear_1.weight",
     "norm_out.linear.weight",
 )
+_MAX_ROWS = 1024
 _FOR_EDITS = ("resize", "reference_latent")
 
 
@@ -57,7 +58,7 @@ def identify(checkpoint: Checkpoint) -> ModelSpec | None:
     if not is_transformer(transformer):
         return None
     rows = (transformer.config or {}).get("pos_embed_max_size")
-    return spec(rows if isinstance(rows, int) and rows > 0 else None)
+    return spec(rows if type(rows) is int and 0 < rows <= _MAX_ROWS else None)
 
 
 def is_transformer(component: Component) -> bool:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from danqing.weights import Component
 
@@ -36,9 +37,16 @@ def layers_prefix(component: Component) -> str:
     )
 
 
-def connector_config(component: Component) -> dict[str, Any]:
-    """Return sizes read off the shapes; heads and epsilon from the config, or the released ones."""
-    given = component.config or {}
+def connector_config(component: Component, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sizes read off the shapes; heads and epsilon from the config, or the released ones.
+
+    Args:
+        component: the connector.
+        given: its config, checked.
+
+    Raises:
+        CheckpointDamagedError: the config does not fit the tensors.
+    """
     nested = given.get("connector")
     inner: Mapping[str, Any] = nested if isinstance(nested, dict) else given
     prefix = layers_prefix(component)
@@ -46,18 +54,13 @@ def connector_config(component: Component) -> dict[str, Any]:
     queries, width = _shape(component, "meta_queries", 2)
     heads = inner.get("num_attention_heads", hidden // HEAD)
     epsilon = inner.get("layer_norm_eps", EPSILON)
-    if not isinstance(heads, int) or heads < 1 or hidden % heads:
+    if hidden % heads:
         raise CheckpointDamagedError(
             "the connector's heads do not divide its width",
             seen=f"{component.folder}: {heads} heads, width {hidden}",
             hint="config.json in the connector's folder says num_attention_heads",
         )
-    if not isinstance(epsilon, float):
-        raise CheckpointDamagedError(
-            "the connector's config cannot be used",
-            seen=f"{component.folder}: layer_norm_eps is {epsilon!r}",
-        )
-    return {
+    sizes = {
         "hidden_size": hidden,
         "intermediate_size": _shape(component, f"{prefix}0.mlp.fc1.weight", 2)[0],
         "num_hidden_layers": _count(component, prefix),
@@ -69,6 +72,17 @@ def connector_config(component: Component) -> dict[str, Any]:
         "pooled_projection_dim": _shape(component, "projector_2.weight", 2)[0],
         "joint_attention_dim": _shape(component, "projector_3.weight", 2)[0],
     }
+    for key, size in sizes.items():
+        if inner.get(key, size) != size:
+            raise CheckpointDamagedError(
+                "the connector's config does not fit its tensors",
+                seen=f"{component.folder}: {key} is {inner[key]}, of the tensors {size}",
+            )
+    return sizes
+
+
+TRANSFORMER_COUNTS = ("num_layers", "pos_embed_max_size", "dual_attention_layers")
+"""The keys of the transformer's config that say how many layers and places there are."""
 
 
 def transformer_config(component: Component) -> dict[str, Any]:
@@ -104,6 +118,64 @@ def transformer_config(component: Component) -> dict[str, Any]:
         "dual_attention_layers": dual,
         "qk_norm": "rms_norm",
     }
+
+
+def vlm_counts(
+    component: Component,
+    config: Mapping[str, Any],
+    styles: Sequence[tuple[str, Mapping[str, str]]],
+) -> dict[str, Any]:
+    """Return how many layers the language model's tensors are of, by dotted key of its config.
+
+    Args:
+        component: the language model.
+        config: its config, checked: flat before transformers 4.52, with a table of the text's
+            since.
+        styles: how its tensors' names may begin, and what ours begin with there.
+    """
+    names = component.entries
+    begin = next((table for start, table in styles if any(n.startswith(start) for n in names)), {})
+    text, visual = begin.get("language_model.", "language_model."), begin.get("visual.", "visual.")
+    prefix = "text_config." if config.get("text_config") else ""
+    return {
+        f"{prefix}num_hidden_layers": _count(component, f"{text}layers."),
+        "vision_config.depth": _count(component, f"{visual}blocks."),
+    }
+
+
+def check_heads(config: Mapping[str, Any], place: Path) -> None:
+    """See that the language model's heads divide its widths, and its rotary positions fill a head.
+
+    Raises:
+        CheckpointDamagedError: they do not.
+    """
+    text = config.get("text_config") or config
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    sections = rope.get("mrope_section")
+    rows = (
+        ("text", text.get("hidden_size"), text.get("num_attention_heads"), sections),
+        (
+            "vision",
+            (config.get("vision_config") or {}).get("hidden_size"),
+            (config.get("vision_config") or {}).get("num_heads"),
+            None,
+        ),
+    )
+    for name, width, heads, parts in rows:
+        if width is None or heads is None:
+            continue
+        if width % heads or (width // heads) % 4:
+            raise CheckpointDamagedError(
+                f"the {name} heads do not divide the language model's width",
+                seen=f"{place}: {heads} heads, width {width}",
+                allowed="heads of a multiple of 4 channels",
+            )
+        if parts is not None and 2 * sum(parts) != width // heads:
+            raise CheckpointDamagedError(
+                "mrope_section does not fill a head of the language model",
+                seen=f"{place}: {list(parts)}, for heads of {width // heads}",
+                allowed=f"three numbers, {width // heads // 2} together",
+            )
 
 
 def looks_stock(vlm: Component) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,10 +18,12 @@ from danqing.errors import (
     RequestError,
     TensorMismatchError,
 )
-from danqing.models import flow
+from danqing.models import config_tables, flow, tokenizers
+from danqing.models.config_tables import CONNECTOR, Config, read_config
 from danqing.models.deepgen import PARTS, configs, fitted_size, language, prompts
 from danqing.models.deepgen.connector import Connector
 from danqing.models.deepgen.transformer import predict
+from danqing.models.flux import configs as flux_configs
 from danqing.models.hoisting import hoisted, modulations
 from danqing.models.kernels import choose_by_tensor
 from danqing.models.loading import Row, identity_rows
@@ -29,11 +32,10 @@ from danqing.models.networks import (
     NetworksModel,
     check_ids,
     decode_flops,
-    open_tokenizer,
 )
 from danqing.request import Request
-from danqing.weights.checkpoint import read_json
 from danqing.weights.deepgen_pt import LAYOUT as DEEPGEN_PT
+from danqing.weights.json_file import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,6 +55,11 @@ TOKEN_COPIES = 24
 """Numbers a block holds for each token and channel at its worst."""
 PIXEL_COPIES = 8
 """Numbers the decoder holds for each pixel and channel of its last level."""
+_KINDS = {
+    "vlm": config_tables.QWEN_VL,
+    "transformer": config_tables.SD3_TRANSFORMER,
+    "vae": config_tables.AUTOENCODER,
+}
 _ONE_STEP = Request(prompt="a", num_inference_steps=1, height=32, width=32)
 
 
@@ -77,8 +84,8 @@ class DeepGenModel(NetworksModel):
     """A DeepGen of any size."""
 
     required: ClassVar[tuple[str, ...]] = PARTS
-    tokenizer_files: ClassVar[Mapping[str, Sequence[Sequence[str]]]] = {
-        "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    tokenizer_kinds: ClassVar[Mapping[str, tokenizers.TokenizerKind]] = {
+        "tokenizer": tokenizers.QWEN2
     }
     stages: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "encode": ("vlm", "connector", "vae"),
@@ -108,9 +115,10 @@ class DeepGenModel(NetworksModel):
             _ = self.template
 
     def check_together(self) -> None:
-        """Compare the networks' widths with each other."""
+        """Compare the networks' widths with each other, and the tokenizer with its reader."""
         part: dict[str, Any] = {name: module.config for name, module in self._checked.items()}
         text, wanted = part["vlm"].text_config, part["transformer"]
+        self.check_vocabulary("tokenizer", "vlm", text.vocab_size)
         stacked = len(language.depths(text.num_hidden_layers)) * text.hidden_size
         connector = part["connector"]
         rows = (
@@ -176,9 +184,9 @@ class DeepGenModel(NetworksModel):
             found.append(f"the .pt holds no adapters: {vlm.folder} is taken for a merged vlm")
         if self.checkpoint.component("transformer").config is None:
             found.append("the transformer's config is read off its shapes; the .pt has none")
-        if not self._template_file.is_file():
+        if not os.path.lexists(self._template_file):
             found.append("the prompt template is the released one; the weights have none")
-        return tuple(found)
+        return (*found, *(note for name in self.parts for note in self.notes_of(name)))
 
     def dtypes(self, dtype: str) -> dict[str, tuple[str, str]]:
         """Keep in float32 what overflows in float16."""
@@ -202,20 +210,47 @@ class DeepGenModel(NetworksModel):
             "vae": Network(_make_vae, identity_rows),
         }
 
-    def config_of(self, component: str) -> Mapping[str, Any]:
+    def read_config(self, component: str) -> Config:
         """Return the config that came with a network; what is not needed is read off its shapes."""
+        if component == "scheduler":
+            return self._read_schedule()
         part = self.checkpoint.component(component)
         if component == "connector":
-            return configs.connector_config(part)
+            given = read_config(CONNECTOR, part.config or {}, name=component, place=part.folder)
+            return replace(given, values=configs.connector_config(part, given.values))
         if component == "transformer" and part.config is None:
-            return configs.transformer_config(part)
+            return Config(values=configs.transformer_config(part))
         if part.config is None:
             raise CheckpointIncompleteError(
                 f"the {component} came without a config",
                 seen=part.files[0] if part.files else part.folder,
                 allowed="a config.json beside it",
             )
-        return part.config
+        found = read_config(_KINDS[component], part.config, name=component, place=part.folder)
+        if component == "vlm":
+            configs.check_heads(found.values, part.folder)
+        return found
+
+    def _read_schedule(self) -> Config:
+        if "scheduler" not in self.parts:
+            return Config(values=dict(SCHEDULE))
+        part = self.checkpoint.component("scheduler")
+        if part.config is None:
+            return Config(values=dict(SCHEDULE))
+        return read_config(config_tables.SCHEDULE, part.config, name="scheduler", place=part.folder)
+
+    def counts(self, component: str) -> Mapping[str, Any]:
+        """Return how many layers the tensors are of."""
+        part = self.checkpoint.component(component)
+        if component == "vlm":
+            return configs.vlm_counts(part, self.config_of("vlm"), _VLM_STYLES)
+        if component == "vae":
+            told = flux_configs.vae_config(part)
+            return {key: told[key] for key in flux_configs.COUNTS["vae"]}
+        if component == "transformer":
+            told = configs.transformer_config(part)
+            return {key: told[key] for key in configs.TRANSFORMER_COUNTS}
+        return {}  # the connector's config is read off its shapes as it is
 
     def trimmed(self, component: str, module: torch.nn.Module) -> torch.nn.Module:
         """Drop the last layer of the language model and its norm: nothing depends on them."""
@@ -485,9 +520,7 @@ class DeepGenModel(NetworksModel):
     @cached_property
     def schedule_config(self) -> dict[str, Any]:
         """The schedule that came with the weights, or else SD3.5-medium's."""
-        scheduler = self.checkpoint.components.get("scheduler")
-        config = scheduler.config if scheduler is not None else None
-        return dict(SCHEDULE if config is None else config)
+        return dict(self.config_of("scheduler"))
 
     # --- text ------------------------------------------------------------------------------------
 
@@ -495,7 +528,7 @@ class DeepGenModel(NetworksModel):
     def template(self) -> prompts.Template:
         """The words around a prompt: those that came with the weights, or the released ones."""
         place = self._template_file
-        return prompts.template_from(read_json(place) if place.is_file() else {}, place)
+        return prompts.template_from(read_json(place) if os.path.lexists(place) else {}, place)
 
     @property
     def _template_file(self) -> Any:
@@ -504,9 +537,7 @@ class DeepGenModel(NetworksModel):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from transformers import Qwen2TokenizerFast
-
-        return open_tokenizer(Qwen2TokenizerFast, self.checkpoint.component("tokenizer"))
+        return tokenizers.open_tokenizer(tokenizers.QWEN2, self.tokenizer_files("tokenizer"))
 
     def _row(self, text: str, counts: Sequence[int]) -> torch.Tensor:
         """Return the tokens of a prompt in its template.
@@ -524,7 +555,8 @@ class DeepGenModel(NetworksModel):
         return ids
 
     def _ids(self, text: str) -> torch.Tensor:
-        ids: torch.Tensor = self._tokenizer(text, return_tensors="pt").input_ids[0]
+        encoded = tokenizers.encode(self._tokenizer, text, return_tensors="pt")
+        ids: torch.Tensor = encoded.input_ids[0]
         return ids
 
     @cached_property

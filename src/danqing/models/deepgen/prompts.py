@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FIELD = "{input}"
+MAX_TEXT = 4000
+"""Characters of each text of a template: the language model reads them with every prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +73,16 @@ def template_from(table: Mapping[str, Any], place: Path) -> Template:
         if text is None:
             continue
         wants_field = name in ("instruction", "generation")
-        if not isinstance(text, str) or not text or (wants_field and text.count(FIELD) != 1):
+        if (
+            not isinstance(text, str)
+            or not 0 < len(text) <= MAX_TEXT
+            or (wants_field and text.count(FIELD) != 1)
+        ):
             raise CheckpointDamagedError(
                 "the model's prompt template cannot be used",
                 seen=f"{place}: {key} is {text!r}"[:200],
-                allowed=f"a text with one {FIELD}" if wants_field else "a text",
+                allowed=f"a text of at most {MAX_TEXT} characters"
+                + (f" with one {FIELD}" if wants_field else ""),
             )
         found[name] = text
     return Template(**found)

@@ -67,9 +67,10 @@ def _rows(name: str, shapes: Iterable[str]) -> list[Row]:
 
 
 def _config(model: DeepGenModel, name: str) -> dict[str, Any]:
-    config = dict(model.config_of(name))
+    given = model.config(name)
+    config = {**given.labels, **given.values}
     if name in _CLASSES:
-        return {"_class_name": _CLASSES[name], "_diffusers_version": _VERSION, **config}
+        return {**config, "_class_name": _CLASSES[name], "_diffusers_version": _VERSION}
     if name == "vlm" and model.checkpoint.component(name).adapters:
         config[MERGED] = f"{len(model.checkpoint.component(name).adapters)} adapters"
     return config

@@ -41,6 +41,7 @@ _GUIDANCE = {
     "bfl": "guidance_in.in_layer.weight",
     "diffusers": "time_text_embed.guidance_embedder.linear_1.weight",
 }
+_MAX_LEVELS = 8
 _OUTPUT = {"bfl": "final_layer.linear.weight", "diffusers": "proj_out.weight"}
 
 
@@ -118,11 +119,11 @@ def _own_measures(checkpoint: Checkpoint, found: ModelSpec) -> dict[str, Any]:
     defaults, limits = dict(found.defaults), dict(found.limits)
     vae = checkpoint.components.get("vae")
     side = (vae.config or {}).get("sample_size") if vae is not None else None
-    if isinstance(side, int) and 0 < side <= MAX_SIDE:
+    if type(side) is int and 0 < side <= MAX_SIDE:
         defaults |= {"height": side, "width": side}
     tokenizer = checkpoint.components.get("tokenizer_2")
     tokens = (tokenizer.config or {}).get("model_max_length") if tokenizer is not None else None
-    if isinstance(tokens, int) and 0 < tokens < MAX_TOKENS:
+    if type(tokens) is int and 0 < tokens < MAX_TOKENS:
         defaults["max_sequence_length"] = min(tokens, defaults["max_sequence_length"])
         limits["max_sequence_length"] = tokens
     return {"defaults": defaults, "limits": limits}
@@ -133,14 +134,9 @@ def _size_multiple(checkpoint: Checkpoint) -> int:
     vae = checkpoint.components.get("vae")
     if vae is None:
         return 16
-    if vae.style == "bfl":
-        levels = len(
-            {name.split(".")[2] for name in vae.entries if name.startswith("encoder.down.")}
-        )
-    else:
-        widths = (vae.config or {}).get("block_out_channels")
-        levels = len(widths) if isinstance(widths, list) else 4  # nonsense is told by the network
-    return int(2 ** max(levels, 1))
+    prefix = "encoder.down." if vae.style == "bfl" else "encoder.down_blocks."
+    levels = len({name.split(".")[2] for name in vae.entries if name.startswith(prefix)})
+    return int(2 ** min(max(levels, 1), _MAX_LEVELS))
 
 
 def _refuse_conditioned(checkpoint: Checkpoint, transformer: Component) -> None:

@@ -8,7 +8,8 @@ from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError
 from danqing.models.flux.keys import llama_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from danqing.weights import Component
 
@@ -76,6 +77,21 @@ def rope_axes(head_dim: int) -> tuple[int, int, int]:
         first += 2
     rest = (head_dim - first) // 2
     return first, rest, rest
+
+
+def check_axes(config: Mapping[str, Any], place: Path) -> None:
+    """See that the axes of the position ids fill a head.
+
+    Raises:
+        CheckpointDamagedError: they do not.
+    """
+    axes, head = config.get("axes_dims_rope", (16, 56, 56)), config.get("attention_head_dim", 128)
+    if sum(axes) != head or any(axis % 2 for axis in axes):
+        raise CheckpointDamagedError(
+            "axes_dims_rope does not fill a head of the transformer",
+            seen=f"{place}: {list(axes)}, for heads of {head}",
+            allowed=f"three even numbers, {head} together",
+        )
 
 
 def vae_config(component: Component) -> dict[str, Any]:
@@ -186,6 +202,15 @@ DERIVED: dict[str, Callable[[Component], dict[str, Any]]] = {
     "vae": vae_config,
 }
 """How to tell a network's config from the shapes of its weights."""
+
+
+COUNTS: dict[str, tuple[str, ...]] = {
+    "text_encoder": ("num_hidden_layers",),
+    "text_encoder_2": ("num_layers",),
+    "transformer": ("num_layers", "num_single_layers"),
+    "vae": ("block_out_channels", "down_block_types", "up_block_types", "layers_per_block"),
+}
+"""The keys of each config that say how many layers there are."""
 
 
 def count(names: Iterable[str], prefix: str) -> int:

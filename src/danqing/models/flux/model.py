@@ -13,7 +13,8 @@ import torch
 from danqing.errors import (
     TensorMismatchError,
 )
-from danqing.models import flow
+from danqing.models import config_tables, flow, tokenizers
+from danqing.models.config_tables import SCHEDULE, Config, read_config
 from danqing.models.flux import PARTS, configs, keys, sampling
 from danqing.models.flux.positions import Positions
 from danqing.models.hoisting import hoisted, modulations
@@ -21,9 +22,9 @@ from danqing.models.loading import Row, identity_rows, without_message
 from danqing.models.networks import (
     Network,
     NetworksModel,
+    attention_of,
     check_ids,
     decode_flops,
-    open_tokenizer,
 )
 from danqing.request import Request
 
@@ -53,6 +54,13 @@ _READS_LETTERS = 10_000
 _WORD_START = "\u2581"
 """How sentencepiece writes the space before a word."""
 _ONE_STEP = Request(prompt="a", num_inference_steps=1)
+_ENCODERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+_KINDS = {
+    "text_encoder": config_tables.CLIP_TEXT,
+    "text_encoder_2": config_tables.T5_ENCODER,
+    "transformer": config_tables.FLUX_TRANSFORMER,
+    "vae": config_tables.AUTOENCODER,
+}
 _T5_TIED = ("shared.weight", "encoder.embed_tokens.weight")
 
 
@@ -73,9 +81,9 @@ class FluxModel(NetworksModel):
     """A FLUX.1 of any kind and size."""
 
     required: ClassVar[tuple[str, ...]] = PARTS
-    tokenizer_files: ClassVar[Mapping[str, Sequence[Sequence[str]]]] = {
-        "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
-        "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
+    tokenizer_kinds: ClassVar[Mapping[str, tokenizers.TokenizerKind]] = {
+        "tokenizer": tokenizers.CLIP,
+        "tokenizer_2": tokenizers.T5,
     }
     stages: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "encode": ("text_encoder", "text_encoder_2"),
@@ -86,7 +94,10 @@ class FluxModel(NetworksModel):
     encode_reads: ClassVar[tuple[str, ...]] = ("prompt", "max_sequence_length")
 
     def check_together(self) -> None:
-        """Compare the networks' widths with each other."""
+        """Compare the networks' widths with each other, and tokenizers with their encoders."""
+        for tokenizer, encoder in _ENCODERS.items():
+            config: Any = self._checked[encoder].config
+            self.check_vocabulary(tokenizer, encoder, config.vocab_size)
         _check_fit({name: module.config for name, module in self._checked.items()})
 
     def try_schedule(self) -> None:
@@ -109,7 +120,7 @@ class FluxModel(NetworksModel):
                 found.append(f"CLIP has {heads} heads; its weights do not say how many")
         if part("vae").config is None and part("vae").style == "diffusers":
             found.append("the VAE's scale and shift are FLUX.1's; its weights have no config")
-        return tuple(found)
+        return (*found, *(note for name in self.parts for note in self.notes_of(name)))
 
     def dtypes(self, dtype: str) -> dict[str, tuple[str, str]]:
         """Keep in float32 what overflows in float16."""
@@ -135,7 +146,8 @@ class FluxModel(NetworksModel):
         """Run CLIP for the pooled state and T5 for the sequence; padding is not masked."""
         clip, t5 = modules["text_encoder"], modules["text_encoder_2"]
         device = next(clip.parameters()).device
-        clip_ids = self._clip_tokenizer(
+        clip_ids = tokenizers.encode(
+            self._clip_tokenizer,
             [request.prompt],
             padding="max_length",
             max_length=min(CLIP_TOKENS, clip.config.max_position_embeddings),
@@ -143,7 +155,8 @@ class FluxModel(NetworksModel):
             return_tensors="pt",
         ).input_ids
         check_ids(clip_ids, clip.config.vocab_size, "text_encoder")
-        t5_tokens = self._t5_tokenizer(
+        t5_tokens = tokenizers.encode(
+            self._t5_tokenizer,
             [request.prompt],
             padding="max_length",
             max_length=request.max_sequence_length,
@@ -303,10 +316,34 @@ class FluxModel(NetworksModel):
         """Return the layers that modulate the transformer's blocks."""
         return modulations(module) if component == "transformer" else []
 
-    def config_of(self, component: str) -> Mapping[str, Any]:
+    def read_config(self, component: str) -> Config:
         """Return the config that came with a network, or else what its shapes tell of it."""
+        if component == "scheduler":
+            return self._read_schedule()
         part = self.checkpoint.component(component)
-        return configs.DERIVED[component](part) if part.config is None else part.config
+        if part.config is None:
+            return Config(values=configs.DERIVED[component](part))
+        given = part.config
+        inner = given.get("text_config")
+        if component == "text_encoder" and given.get("model_type") == "clip" and inner:
+            given = inner if isinstance(inner, dict) else given  # of CLIP, the half that reads
+        found = read_config(_KINDS[component], given, name=component, place=part.folder)
+        if component == "transformer":
+            configs.check_axes(found.values, part.folder)
+        return found
+
+    def _read_schedule(self) -> Config:
+        if "scheduler" not in self.parts:
+            return Config(values=configs.schedule_config(guided=self.spec.kind == "dev"))
+        part = self.checkpoint.component("scheduler")
+        if part.config is None:
+            return Config(values=configs.schedule_config(guided=self.spec.kind == "dev"))
+        return read_config(SCHEDULE, part.config, name="scheduler", place=part.folder)
+
+    def counts(self, component: str) -> Mapping[str, Any]:
+        """Return how many layers the tensors are of."""
+        told = configs.DERIVED[component](self.checkpoint.component(component))
+        return {key: told[key] for key in configs.COUNTS[component]}
 
     def _transformer_rows(self, shapes: Mapping[str, Any]) -> Iterable[Row]:
         part, config = self.checkpoint.component("transformer"), self.config_of("transformer")
@@ -351,10 +388,7 @@ class FluxModel(NetworksModel):
     @cached_property
     def schedule_config(self) -> dict[str, Any]:
         """The schedule that came with the weights, or else FLUX.1's."""
-        scheduler = self.checkpoint.components.get("scheduler")
-        if scheduler is None or scheduler.config is None:
-            return configs.schedule_config(guided=self.spec.kind == "dev")
-        return dict(scheduler.config)
+        return dict(self.config_of("scheduler"))
 
     def _guidance(self, request: Request, count: int, device: torch.device) -> torch.Tensor | None:
         if request.guidance_scale is None:
@@ -373,15 +407,11 @@ class FluxModel(NetworksModel):
 
     @cached_property
     def _clip_tokenizer(self) -> Any:
-        from transformers import CLIPTokenizer
-
-        return open_tokenizer(CLIPTokenizer, self.checkpoint.component("tokenizer"))
+        return tokenizers.open_tokenizer(tokenizers.CLIP, self.tokenizer_files("tokenizer"))
 
     @cached_property
     def _t5_tokenizer(self) -> Any:
-        from transformers import T5TokenizerFast
-
-        return open_tokenizer(T5TokenizerFast, self.checkpoint.component("tokenizer_2"))
+        return tokenizers.open_tokenizer(tokenizers.T5, self.tokenizer_files("tokenizer_2"))
 
     def _truncation_note(self, request: Request, used: int) -> tuple[str, ...]:
         limit = request.max_sequence_length or 0
@@ -444,14 +474,17 @@ def _check_fit(part: Mapping[str, Any]) -> None:
 def _make_clip(config: Mapping[str, Any]) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    inner = config.get("text_config") if config.get("model_type") == "clip" else None
-    return CLIPTextModel(CLIPTextConfig.from_dict(dict(inner or config)))
+    made = CLIPTextConfig.from_dict(dict(config))
+    made._attn_implementation = attention_of(CLIPTextModel)  # noqa: SLF001
+    return CLIPTextModel(made)
 
 
 def _make_t5(config: Mapping[str, Any]) -> Any:
     from transformers import T5Config, T5EncoderModel
 
-    return T5EncoderModel(T5Config.from_dict(dict(config)))
+    made = T5Config.from_dict(dict(config))
+    made._attn_implementation = attention_of(T5EncoderModel)  # noqa: SLF001
+    return T5EncoderModel(made)
 
 
 def _make_transformer(config: Mapping[str, Any]) -> Any:

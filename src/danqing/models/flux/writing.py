@@ -139,9 +139,10 @@ def _vae_rows(model: FluxModel, source: Source) -> Iterable[Row]:
 
 
 def _config(model: FluxModel, name: str, class_name: str) -> dict[str, Any]:
-    config = dict(model.config_of(name))
+    given = model.config(name)
+    config = {**given.labels, **given.values}
     if _NETWORKS[name][0] == "diffusers":
-        return {"_class_name": class_name, "_diffusers_version": _VERSION, **config}
+        return {**config, "_class_name": class_name, "_diffusers_version": _VERSION}
     return {**config, "architectures": [class_name]}
 
 
