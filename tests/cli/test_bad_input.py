@@ -210,30 +210,32 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], int, str]] = {
     "no weights in a component": (remove(VAE), WEIGHTS, "no weights file"),
     "no config": (remove("vae/config.json"), WEIGHTS, "config file is missing"),
     "config is no JSON": (rewrite("vae/config.json", lambda _: b"{"), WEIGHTS, "cannot be read"),
-    "config is a list": (rewrite("vae/config.json", lambda _: b"[]"), WEIGHTS, "no table"),
-    "config of another size": (config("transformer/config.json", num_layers=3), WEIGHTS, "missing"),
-    "config of nonsense": (config("transformer/config.json", num_layers="many"), WEIGHTS, "describes no network"),
+    "config is a list": (rewrite("vae/config.json", lambda _: b"[]"), WEIGHTS, "a list in place"),
+    "config of another size": (config("transformer/config.json", num_layers=3), WEIGHTS, "num_layers is 3"),
+    "config of nonsense": (
+        config("transformer/config.json", num_layers="many"), WEIGHTS, "num_layers in the config of transformer",
+    ),
     "VAE config of nonsense": (
-        config("vae/config.json", block_out_channels=5), WEIGHTS, "config of vae describes no network",
+        config("vae/config.json", block_out_channels=5), WEIGHTS, "block_out_channels in the config of vae",
     ),
     "guidance claimed, not there": (
         config("transformer/config.json", guidance_embeds=True), WEIGHTS, "guidance_embedder",
     ),
     "model index is no JSON": (rewrite("model_index.json", lambda _: b"?"), WEIGHTS, "cannot be read"),
     "tokenizer vocabulary damaged": (
-        rewrite("tokenizer/vocab.json", lambda _: b"{"), WEIGHTS, "tokenizer cannot be loaded",
+        rewrite("tokenizer/vocab.json", lambda _: b"{"), WEIGHTS, "vocab.json of the tokenizer is not usable",
     ),
     "spiece.model damaged": (
-        rewrite("tokenizer_2/spiece.model", lambda _: b"\xff" * 40), WEIGHTS, "tokenizer_2 cannot be loaded",
+        rewrite("tokenizer_2/spiece.model", lambda _: b"\xff" * 40), WEIGHTS, "spiece.model of the tokenizer_2 is not usable",
     ),
     "spiece.model missing": (remove("tokenizer_2/spiece.model"), WEIGHTS, "tokenizer_2"),
     "schedule of nonsense": (
-        config("scheduler/scheduler_config.json", num_train_timesteps="x"), WEIGHTS, "describes no schedule",
+        config("scheduler/scheduler_config.json", num_train_timesteps="x"), WEIGHTS, "num_train_timesteps in the config of scheduler",
     ),
     "vocabulary of another model": (
         rewrite("tokenizer/vocab.json", lambda data: data.replace(b": 513", b": 5130")),
         WEIGHTS,
-        "tokenizer of text_encoder is of another model",
+        "the tokenizer is of another model than the text_encoder",
     ),
     "NaN in T5": (
         tensors(T5, lambda s: s["shared.weight"].fill_(float("nan"))), PICTURE, "in the stage encode",

@@ -159,7 +159,7 @@ RULES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda _: with_header(
             {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(10**6)}, b""
         ),
-        "does not know",
+        "too many tensors",
     ),
     "a pointer": (lambda _: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
     "a page": (lambda _: b"<html><body>Please log in</body></html>", "web page"),
