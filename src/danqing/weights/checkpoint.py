@@ -16,6 +16,7 @@ from danqing.errors import (
 from danqing.files import open_regular
 from danqing.weights.files import open_tensors
 from danqing.weights.gguf_file import MAGIC
+from danqing.weights.markers import check_markers
 from danqing.weights.quantised import BYTES, join_scales
 from danqing.weights.ranges import Span
 from danqing.weights.tensor_file import FLOAT_DTYPES, MAX_TENSORS, TensorEntry, TensorFile
@@ -125,6 +126,7 @@ class Component:
             entries |= found
             if len(entries) > MAX_TENSORS:
                 raise too_many_tensors(self.name, self.folder)
+        check_markers(self._opened, entries, self.prefix)
         return join_scales(entries)
 
     @property

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from danqing.errors import CheckpointDamagedError, UnknownModelError
+from danqing.weights.markers import MARKER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,8 +23,8 @@ BYTES = frozenset({"F8_E4M3", "F8_E5M2", "I8"})
 """Kinds of one byte for a number, which a scale may go with."""
 _SCALES = (".scale_weight", ".weight_scale")
 """Two spellings of the same thing: the weight is the stored value times this."""
-_UNUSED = (".scale_input", ".input_scale", ".comfy_quant")
-"""Of the activations, which danqing does not quantise; and a note of the format."""
+_UNUSED = (".scale_input", ".input_scale", MARKER)
+"""Of the activations, which danqing does not quantise; and markers, which `check_markers` read."""
 _MARKER = "scaled_fp8"
 _FOREIGN = {
     ".quant_map": "bitsandbytes (NF4 or int8)",
@@ -31,8 +32,28 @@ _FOREIGN = {
     ".qweight": "SVDQuant (nunchaku) or GPTQ, for CUDA alone",
     ".weight_scale_2": "NVFP4, for CUDA alone",
     ".weight_scale_inv": "fp8 scaled by blocks",
+    ".wscales": "SVDQuant (nunchaku), for CUDA alone",
+    "_weight_qdata": "torchao",
+    ".weight_qdata": "torchao",
+    ".weight._data": "quanto",
 }
 """Endings of companions that only such files have."""
+
+
+def refuse_foreign(entries: Mapping[str, TensorEntry]) -> None:
+    """Refuse tensors that only files of other kinds of quantisation have.
+
+    Raises:
+        UnknownModelError: naming the kind.
+    """
+    for ending, kind in _FOREIGN.items():
+        if odd := next((name for name in entries if name.endswith(ending)), None):
+            raise UnknownModelError(
+                f"the weights are quantised by {kind}, which danqing does not read",
+                seen=f"{entries[odd].file}: {odd}",
+                allowed="float32, float16, bfloat16, fp8 with or without a scale, int8 with one, "
+                "GGUF",
+            )
 
 
 def join_scales(entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
@@ -42,13 +63,7 @@ def join_scales(entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
         UnknownModelError: the file is quantised in a way that danqing does not read.
         CheckpointDamagedError: a scale does not fit its weight, or has none.
     """
-    for ending, kind in _FOREIGN.items():
-        if odd := next((name for name in entries if name.endswith(ending)), None):
-            raise UnknownModelError(
-                f"the weights are quantised by {kind}, which danqing does not read",
-                seen=f"{entries[odd].file}: {odd}",
-                allowed="float32, float16, bfloat16, fp8 with or without a scale, GGUF",
-            )
+    refuse_foreign(entries)
     companions = (*_SCALES, *_UNUSED)
     joined = {
         name: entry
