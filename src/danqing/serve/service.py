@@ -347,7 +347,8 @@ class Service:
         """Take nothing on, give back what waits, let what runs finish, and close the engines."""
         self.end_work()
         self._write_again()
-        for worker, thread in zip(self.workers, self._threads, strict=False):
+        painting = self._threads[: len(self.workers)]
+        for worker, thread in zip(self.workers, painting, strict=True):
             if not thread.is_alive():  # an engine that hangs cannot be closed
                 worker.close()
         if self.journal is not None:
