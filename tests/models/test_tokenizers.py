@@ -94,40 +94,6 @@ def test_a_tokenizer_of_any_class_gives_the_same_tokens(
     assert ids(kind, copy / kind, PROMPT) == ids(kind, originals / kind, PROMPT)
 
 
-@pytest.mark.finding("U5")
-@pytest.mark.parametrize("class_name", CLASSES)
-def test_a_model_with_a_tokenizer_of_any_class_opens(
-    schnell: Path, deepgen: Path, copy: Path, tmp_path: Path, class_name: str | None
-) -> None:
-    for source, names in (
-        (schnell, {"tokenizer": "clip", "tokenizer_2": "t5"}), (deepgen, {"tokenizer": "qwen"}),
-    ):  # fmt: skip
-        folder = shutil.copytree(source, tmp_path / source.name)
-        for name, kind in names.items():
-            if class_name is not None or kind == "qwen":
-                rename(copy / kind, class_name)
-            shutil.rmtree(folder / name)
-            shutil.copytree(copy / kind, folder / name)
-        checkpoint = weights.open_checkpoint(folder)
-        models.open_model(checkpoint, models.identify(checkpoint))
-
-
-@pytest.mark.finding("U5")
-def test_a_generic_tokenizer_named_as_a_component(
-    deepgen: Path, schnell_bfl: Path, copy: Path, tmp_path: Path
-) -> None:
-    for kind in KINDS:
-        rename(copy / kind, "PreTrainedTokenizerFast")
-    folder = shutil.copytree(deepgen, tmp_path / "deepgen")
-    shutil.rmtree(folder / "tokenizer")
-    for place, components in (
-        (folder, {"tokenizer": copy / "qwen"}),
-        (schnell_bfl, {"tokenizer": copy / "clip", "tokenizer_2": copy / "t5"}),
-    ):
-        checkpoint = weights.open_checkpoint(place, components)
-        models.open_model(checkpoint, models.identify(checkpoint))
-
-
 def test_a_tokenizer_of_another_kind_is_named(copy: Path, schnell: Path) -> None:
     for kind in KINDS:
         rename(copy / kind, "PreTrainedTokenizerFast")

@@ -33,7 +33,6 @@ from danqing.models.preflight import preflight
 from danqing.request import Request
 from danqing.weights import digests, open_checkpoint, places
 from danqing.weights.gguf_file import GgufFile
-from danqing.weights.json_file import MAX_CONFIG_BYTES, MAX_DEPTH, parse_table
 from danqing.weights.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -225,7 +224,6 @@ def test_gguf_headers_are_bounded_however_large_the_file_seems(tmp_path: Path) -
             _ = GgufFile(path).entries, what
 
 
-@pytest.mark.finding(7)
 def test_an_index_of_shards_is_bounded(tmp_path: Path) -> None:
     table: Any
     (tmp_path / "model.safetensors").write_bytes(SOUND)
@@ -248,15 +246,17 @@ TEXTS_OF_JSON = {
     "NaN": b'{"a": NaN}', "infinity": b'{"a": -Infinity}', "a large float": b'{"a": 1e999}',
     "400 digits": b'{"a": 1%s}' % (b"0" * 400), "5,000 digits": b'{"a": %s}' % (b"9" * 5000),
     "half a character": b'{"a": "\\ud800"}', "half in a name": b'{"\\udfff": 1}',
-    "a name twice": b'{"a": {"b": 1, "b": 2}}', "deep": b'{"a":' * (MAX_DEPTH + 1) + b"1" + b"}" * 70,
+    "a name twice": b'{"a": {"b": 1, "b": 2}}', "deep": b'{"a":' * 70 + b"1" + b"}" * 70,
     "very deep": b"[" * 10**6, "not UTF-8": b'{"a": "\xff"}', "a list": b"[]", "nothing": b"",
     "many values": b'{"a": [' + b"[]," * 10**6 + b"1]}",
-    "large": b'{"a": "' + b"b" * MAX_CONFIG_BYTES + b'"}',
+    "large": b'{"a": "' + b"b" * 2**23 + b'"}',
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", TEXTS_OF_JSON)
 def test_json_that_readers_disagree_about_is_refused(what: str) -> None:
+    from danqing.weights.json_file import parse_table
+
     with bounded(kibibytes=300_000), pytest.raises(ValueError, match=r"[a-z]"):
         parse_table(TEXTS_OF_JSON[what])
 
