@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from danqing.errors import CheckpointDamagedError, UnknownModelError
+from danqing.weights import open_checkpoint
 from danqing.weights.checkpoint import Component
 
 if TYPE_CHECKING:
@@ -106,3 +107,19 @@ def test_a_header_may_speak_of_other_components(tmp_path: Path) -> None:
     text = json.dumps({"layers": {"text_encoders.t5.block.9": {"format": "nvfp4"}}})
     part = component(tmp_path, "I8", text, "header")
     assert list(part.entries) == ["block.0.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("transformer_blocks.0.attn.qkv_proj.qweight", "nunchaku"),
+        ("transformer_blocks.0.attn.to_q.weight._data", "quanto"),
+        ("transformer_blocks.0.attn.to_q._weight_qdata", "torchao"),
+        ("transformer_blocks.0.attn.to_q.weight.absmax", "bitsandbytes"),
+    ],
+)
+def test_other_tools_files_are_named(name: str, kind: str, tmp_path: Path) -> None:
+    """Also where no tensor tells which model it is."""
+    save_file({name: torch.zeros(4, dtype=torch.uint8)}, tmp_path / "model.safetensors")
+    with pytest.raises(UnknownModelError, match=kind):
+        open_checkpoint(tmp_path / "model.safetensors")

@@ -35,6 +35,7 @@ from danqing.weights.json_file import (
     read_json,
 )
 from danqing.weights.places import BUILT_IN, find
+from danqing.weights.quantised import refuse_foreign
 from danqing.weights.tensor_file import MAX_TENSORS
 
 if TYPE_CHECKING:
@@ -637,7 +638,9 @@ def _not_the_tokenizer(name: str, place: Path) -> UnknownModelError:
 
 def _nothing_recognised(place: Path) -> CheckpointError:
     if place.is_file():
-        names = list(open_tensors(place).entries)  # raises if it is damaged or foreign
+        entries = open_tensors(place).entries  # raises if it is damaged or foreign
+        refuse_foreign(entries)
+        names = list(entries)
         parts = _read_file(place)
         if parts:
             return CheckpointIncompleteError(
