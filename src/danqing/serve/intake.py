@@ -39,11 +39,11 @@ class Bounds:
         patience: seconds that an upload waits for its turn.
     """
 
-    uploads: int = 3
-    client_uploads: int = 2
-    held_bytes: int = 512 << 20
-    client_held_bytes: int = 256 << 20
-    patience: float = 30.0
+    uploads: int = 2
+    client_uploads: int = 1
+    held_bytes: int = 256 << 20
+    client_held_bytes: int = 192 << 20
+    patience: float = 6.0
 
 
 class Intake:
