@@ -31,7 +31,7 @@ _POLL_SECONDS = 0.1
 BLOCKED_SECONDS = 60.0
 _HEAD = struct.Struct("<ddQQQ")
 """When the case began, seconds computed by then, its number, its length, the process's bytes."""
-_FEW, _SLOW_SECONDS, _UNTRACED = 20, 0.05, 0.8
+_FEW, _SLOW_SECONDS, _UNTRACED = 3, 0.05, 0.8
 _MOST_KEPT = 2000
 _FOUND = 70
 _PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -303,7 +303,8 @@ class HuggingFace(Hub):
         unfinished = blob.with_name(f"{blob.name}.incomplete")
         with _open_locked(unfinished) as part:
             if blob.is_file() and blob.stat().st_size == file.size:
-                unfinished.unlink()  # another process finished it while this one waited
+                # another process finished it while this one waited
+                unfinished.unlink(missing_ok=True)
                 return
             if part.tell() > file.size:
                 part.truncate(0)
@@ -417,10 +418,17 @@ def _network_error(name: str, error: BaseException) -> DownloadError:
 
 def _link(link: Path, target: Path) -> None:
     """Make a symbolic link; another process may make the same one meanwhile."""
-    while not link.is_symlink() or link.readlink() != target:
-        link.unlink(missing_ok=True)
-        with contextlib.suppress(FileExistsError):
+    while True:
+        try:
             link.symlink_to(target)
+        except FileExistsError:
+            if os.path.islink(link) and os.path.realpath(link) == os.path.realpath(  # noqa: PTH114
+                link.parent / target
+            ):
+                return
+            link.unlink(missing_ok=True)
+        else:
+            return
 
 
 def _open_locked(unfinished: Path) -> BinaryIO:
@@ -429,8 +437,9 @@ def _open_locked(unfinished: Path) -> BinaryIO:
         part = unfinished.open("ab")
         try:
             wait_for_lock(part)
-            if unfinished.exists() and os.path.samestat(os.fstat(part.fileno()), unfinished.stat()):
-                return part
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(part.fileno()), unfinished.stat()):
+                    return part
         except BaseException:
             part.close()
             raise
