@@ -227,14 +227,19 @@ def test_slow_clients_do_not_starve_others() -> None:
         until(lambda: httpx.get(f"{server.address}/readyz").status_code == 200)
 
 
+def _keys(size: int) -> bytes:
+    """Return valid JSON of about so many bytes, all of it unknown keys."""
+    keys = b"".join(b'"k%07d":1,' % number for number in range(size // 13))
+    return b'{"prompt":"x",' + keys[: size - 32].rpartition(b",")[0] + b"}"
+
+
 def _worst_bodies(large: bool) -> dict[str, tuple[str, str, bytes]]:
     """Return what once stopped the event loop, and what is just below the limits."""
     kind, form = "application/json", "multipart/form-data; boundary=edge"
     part = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-    keys = b"{" + b"".join(b'"k%d":1,' % number for number in range(800_000))
     rows = {
-        "8 MB of keys": (GENERATIONS, kind, keys[:8_000_000]),
-        "1 MiB of keys": (GENERATIONS, kind, keys[: (1 << 20) - 1]),
+        "8 MB of keys": (GENERATIONS, kind, _keys(8_000_000)),
+        "1 MiB of keys": (GENERATIONS, kind, _keys((1 << 20) - 1)),
         "20 MB of lists": (GENERATIONS, kind, b'{"size":[' + b"[]," * 7_000_000 + b"1]}"),
         "1 MiB of lists": (GENERATIONS, kind, b'{"size":[' + b"[]," * 340_000 + b"1]}"),
         "1 MiB nested": (GENERATIONS, kind, b'{"prompt":' + b"[" * 1_000_000),

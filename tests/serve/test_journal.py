@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 import threading
@@ -268,6 +269,14 @@ def test_a_real_classifier(labels: dict[int, str], tmp_path: Path) -> None:
         with pytest.raises(UnknownModelError, match="none of the safety"):
             SafetyChecker(tmp_path)
         return
+    config_file = tmp_path / "config.json"
+    plain = config_file.read_text()
+    for key in ("auto_map", "_attn_implementation", "quantization_config"):
+        config_file.write_text(json.dumps({**json.loads(plain), key: "evil/repo"}))
+        with pytest.raises(UnknownModelError, match="code or kernels") as caught:
+            SafetyChecker(tmp_path)
+        assert key in (caught.value.seen or "")
+    config_file.write_text(plain)
     checker = SafetyChecker(tmp_path)
     [picture] = FakePainter().paint(FakePainter().order().request)
     assert (checker.refuses(picture) or "").startswith("nsfw, 0.99")

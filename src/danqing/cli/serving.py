@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from danqing.cli.generate import Opening, open_engine, open_weights, read_components, read_memory
 from danqing.cli.progress import describe
 from danqing.errors import InstallationError, RequestError
+from danqing.files import expand
 from danqing.models import identify
 from danqing.request import Request
 from danqing.weights import POCKET
@@ -94,7 +95,7 @@ def run(job: ServeJob) -> None:
         [Worker(device, openers(device)) for device in job.devices],
         specs,
         limits=limits,
-        journal=Journal(Path(job.journal).expanduser()) if job.journal else None,
+        journal=Journal(expand(job.journal)) if job.journal else None,
         checker=_checker(job.safety_checker),
     )
     hosts = frozenset({"localhost", "127.0.0.1", "[::1]", job.host}) if local else None
@@ -129,7 +130,7 @@ def _openers(
         model_path="", device="auto", dtype=job.dtype, components=components,
         placement=job.placement, memory=read_memory(job.memory), quantise=job.quantise,
         attention=job.attention, fused=job.fused, compile_with=job.compile_with,
-        prompt_cache=Path(job.prompt_cache).expanduser() if job.prompt_cache else None,
+        prompt_cache=expand(job.prompt_cache) if job.prompt_cache else None,
     )  # fmt: skip
 
     def on(device: str) -> dict[str, Callable[[], Engine]]:
@@ -207,4 +208,4 @@ def _checker(place: str | None) -> Any:
         return None
     from danqing.models.safety import SafetyChecker
 
-    return SafetyChecker(Path(place).expanduser())
+    return SafetyChecker(expand(place))

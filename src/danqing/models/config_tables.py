@@ -114,7 +114,7 @@ CODE_KEYS = frozenset({
     "device_map",
 })  # fmt: skip
 """Keys by which a config would choose code, a kernel or a place: never followed."""
-_QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 _READ_QUANTIZATION = "compressed-tensors"
 """Its scales lie beside the tensors, where weights/quantised.py finds them."""
 
@@ -394,7 +394,7 @@ class _Reader:
             elif key in kind.fixed:
                 if not any(value == one and type(value) is type(one) for one in kind.fixed[key]):
                     raise self._refused(where, value, kind.fixed[key])
-            elif key in _QUANTIZATION_KEYS:
+            elif key in QUANTIZATION_KEYS:
                 self._check_quantization(where, value)
             elif key in CODE_KEYS:
                 self._code.append(where)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from danqing.errors import CheckpointIncompleteError, UnknownModelError
+from danqing.models.config_tables import CODE_KEYS, QUANTIZATION_KEYS
+from danqing.weights.json_file import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,13 +43,15 @@ class SafetyChecker:
             raise CheckpointIncompleteError(
                 "there is no safety checker", seen=place, allowed="a folder with config.json"
             )
+        _refuse_code_keys(place)
         try:
             self._prepare: Any = AutoImageProcessor.from_pretrained(
                 place, local_files_only=True, trust_remote_code=False, use_fast=False
             )
             self._model: Any = AutoModelForImageClassification.from_pretrained(
-                place, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            ).eval()
+                place, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+                attn_implementation="eager",
+            ).eval()  # fmt: skip
         except (OSError, ValueError, KeyError) as error:
             raise UnknownModelError(
                 "the safety checker cannot be used", seen=f"{place}: {str(error)[:300]}"
@@ -72,6 +76,25 @@ class SafetyChecker:
         found = max(self._unsafe, key=lambda i: float(odds[i]))
         together = sum(float(odds[i]) for i in self._unsafe)
         return f"{self._unsafe[found]}, {together:.2f}" if together >= THRESHOLD else None
+
+
+def _refuse_code_keys(place: Path) -> None:
+    """Refuse a config that would choose code or a kernel: its architecture is not danqing's.
+
+    Raises:
+        UnknownModelError: naming the key.
+        CheckpointDamagedError: a config cannot be read.
+    """
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (place / name).is_file():
+            continue
+        for key in read_json(place / name):
+            if key in CODE_KEYS or key in QUANTIZATION_KEYS:
+                raise UnknownModelError(
+                    "the safety checker's config asks for code or kernels of its own",
+                    seen=f"{place / name}: {key}",
+                    allowed="a classifier of transformers itself, not quantized",
+                )
 
 
 def _is_unsafe(label: str) -> bool:

@@ -535,6 +535,11 @@ def _responses(path: str) -> dict[str, Any]:
         found["503"] = {"description": "Not yet, or no more.", "content": fine}
     elif "{" in path:
         codes["404"] = "There is none."
+        if path.startswith("/v1/jobs"):
+            codes |= {
+                "500": "The journal cannot be read.",
+                "503": "The journal is busy, or the server is being stopped.",
+            }
         if path.endswith("{number}"):
             raw = {"schema": {"type": "string", "format": "binary"}}
             fine = dict.fromkeys(MEDIA_TYPES.values(), raw)

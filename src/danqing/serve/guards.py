@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from danqing.errors import RequestError
+from danqing.files import expand
 from danqing.serve.answers import error_body
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def read_keys(place: Path) -> dict[str, str]:
         RequestError: the file cannot be read, or a key is too short.
     """
     try:
-        lines = place.expanduser().read_text("utf-8").splitlines()
+        lines = expand(place).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError("the file of keys cannot be read", seen=f"{place}: {error}") from error
     keys: dict[str, str] = {}

@@ -28,6 +28,7 @@ from danqing.errors import (
     RequestError,
 )
 from danqing.escaping import escape
+from danqing.files import expand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +49,7 @@ _hidden: set[str] = set()
 def hide(*places: str | Path) -> None:
     """Let no answer name these files and folders: models, components, the journal."""
     for place in places:
-        path = Path(place).expanduser()
+        path = expand(place)
         for text in (str(path), str(path.absolute()), str(path.resolve())):
             if PurePath(text).is_absolute() and len(PurePath(text).parts) > 1:
                 _hidden.add(text)
