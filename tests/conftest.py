@@ -62,6 +62,19 @@ SLOW = (
     "test_paint.py::test_the_suite_as_json",
     "test_hostile.py::test_slow_clients_do_not_starve_others",
     "test_page.py::test_editing_on_the_page",
+    "test_simulated.py::test_pictures_have_the_cpus_bits[310P3]",
+    "test_devices.py::test_doctor_survives_a_broken_torch_npu[no CANN]",
+    "test_doctor.py::test_broken_libraries_are_reported[diffusers]",
+    "test_docs.py::test_commands_run[ascend.md]",
+    "test_docs.py::test_commands_run[report.md]",
+    "test_docs.py::test_commands_run[verify.md]",
+    "test_docs.py::test_python_runs[README.zh.md]",
+    "test_crashes.py::test_killed_commands_resume[convert]",
+    "test_crashes.py::test_killed_pulls_resume[modelscope]",
+    "test_journal.py::test_killed_under_load",
+    "test_paint.py::test_the_suite_in_a_process",
+    "test_surroundings.py::test_every_command_in_an_oddly_named_folder",
+    "test_check.py::test_digests_are_kept_until_the_file_changes",
 )
 """Tests of ten to forty seconds whose like, quicker or of another case, is in every run."""
 

@@ -377,7 +377,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a shard is missing": (remove("vlm/model-00002-of-00002.safetensors"), "vlm are missing"),
     "no config of the vlm": (remove("vlm/config.json"), "has no vlm"),
     "no config of the transformer": (remove("transformer/config.json"), "config file is missing"),
-    "a config of nonsense": (config("vlm/config.json", text_config=5), "describes no network"),
+    "a config of nonsense": (config("vlm/config.json", text_config=5), "text_config in the config of vlm is not usable"),
     "a vlm of other width": (
         config("vlm/config.json", vision_config={"depth": 1, "hidden_size": 32}), "vlm",
     ),
@@ -390,7 +390,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         tensors(CONNECTOR, lambda s: s.pop("projector_1.bias")), "1 missing: projector_1.bias",
     ),
     "a connector of another width": (
-        tensors(CONNECTOR, lambda s: s.update(meta_queries=torch.zeros(8, 31))), "states channels",
+        tensors(CONNECTOR, lambda s: s.update(meta_queries=torch.zeros(8, 31))), "does not fit its tensors",
     ),
     "queries of no shape": (
         tensors(CONNECTOR, lambda s: s.update(meta_queries=torch.zeros(8))), "impossible shape",
@@ -405,7 +405,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         tensors(DIT, lambda s: s.update(x=torch.zeros(1))), "unexpected: x",
     ),
     "a schedule of nonsense": (
-        config("scheduler/scheduler_config.json", num_train_timesteps="x"), "describes no schedule",
+        config("scheduler/scheduler_config.json", num_train_timesteps="x"), "not usable",
     ),
     "a tokenizer of another model": (small_tokenizer, "tokenizer is of another model"),
 }  # fmt: skip

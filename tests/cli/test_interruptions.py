@@ -99,9 +99,9 @@ def test_killed_while_writing(moment: str, tmp_path: Path) -> None:
 
 def test_a_file_size_limit_is_like_a_full_disk(schnell: Path, tmp_path: Path) -> None:
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))  # the tokenizers are smaller
 
-    arguments = ("-m", schnell, "-o", "out.png", "--size", "64x64", "--device", "cpu", "-q")
+    arguments = ("-m", schnell, "-o", "out.png", "--size", "512x512", "--device", "cpu", "-q")
     child = run_danqing("generate", "a cat", *arguments, cwd=tmp_path, preexec_fn=limit)
     assert child.returncode == 7, child.stderr
     assert "larger than this process may write" in child.stderr

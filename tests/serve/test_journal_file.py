@@ -503,8 +503,10 @@ def test_a_table_dropped_at_run_time_is_a_clear_error(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "jobs.db")
     service = make_service(FakePainter(gate), journal=journal)
     running = service.submit(FakePainter().order(), "local")
-    for table in ("pictures", "images", "jobs"):
-        journal._base.execute(f"DROP TABLE {table}")
+    until(lambda: running.state == "running")
+    with journal._lock:  # within the worker's transaction, its rollback would bring them back
+        for table in ("pictures", "images", "jobs"):
+            journal._base.execute(f"DROP TABLE {table}")
 
     async def run() -> list[tuple[int, str]]:
         async with connected(service) as client:

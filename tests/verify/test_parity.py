@@ -20,6 +20,7 @@ from tests import faults
 from tests.conftest import run_danqing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -59,7 +60,15 @@ def edit() -> dict[str, Any]:
     return {"height": 64, "width": 64, "num_inference_steps": 2, "image": image}
 
 
-@pytest.mark.parametrize("fault", faults.POCKET, ids=lambda fault: fault.what)
+def every_third(found: Sequence[faults.Fault]) -> list[Any]:
+    """All faults, of which every third is in each run and the others in the slow ones."""
+    return [
+        pytest.param(fault, id=fault.what, marks=() if number % 3 == 0 else pytest.mark.slow)
+        for number, fault in enumerate(found)
+    ]
+
+
+@pytest.mark.parametrize("fault", every_third(faults.POCKET))
 def test_faults_in_the_pocket_model(fault: faults.Fault, tmp_path: Path) -> None:
     def candidate() -> danqing.Engine:
         return faults.plant(danqing.open("pocket", device="cpu", dtype="float32"), fault)
@@ -70,7 +79,7 @@ def test_faults_in_the_pocket_model(fault: faults.Fault, tmp_path: Path) -> None
     assert faults.is_named(fault, found.culprit, found.first_failure.stage), found.search
 
 
-@pytest.mark.parametrize("fault", faults.DEEPGEN, ids=lambda fault: fault.what)
+@pytest.mark.parametrize("fault", every_third(faults.DEEPGEN))
 def test_faults_in_deepgen(fault: faults.Fault, deepgen: Path, tmp_path: Path) -> None:
     def candidate() -> danqing.Engine:
         return faults.plant(danqing.open(deepgen, device="cpu", dtype="float32"), fault)

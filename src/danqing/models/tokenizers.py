@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import math
 import re
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError, InstallationError
+from danqing.atomic import temporary_folder
+from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError, OutputError
 from danqing.files import read_regular
 from danqing.models.config_tables import (
     FLAG,
@@ -37,6 +37,7 @@ from danqing.weights.json_file import MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, par
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 MAX_TOKENS = 1_000_000
 """Entries of a vocabulary; Qwen2.5's has 151,665."""
@@ -214,15 +215,16 @@ def open_tokenizer(kind: TokenizerKind, files: TokenizerFiles) -> Any:
     """
     import transformers
 
-    with tempfile.TemporaryDirectory(prefix="danqing-tokenizer-") as scratch:
+    with contextlib.ExitStack() as stack:
         try:
+            scratch = stack.enter_context(temporary_folder())
             for name, data in files.contents.items():
-                (Path(scratch) / name).write_bytes(data)
+                (scratch / name).write_bytes(data)
         except OSError as error:
-            raise InstallationError(
-                "the tokenizer cannot be unpacked",
-                seen=f"{scratch} ({error.strerror or error})",
-                hint="TMPDIR names another folder for temporary files",
+            raise OutputError(
+                "no temporary file can be written for the tokenizer",
+                seen=f"{error.filename or 'TMPDIR'} ({error.strerror or error})",
+                hint="set TMPDIR to a folder that can be written",
             ) from error
         # transformers reports what it tries next, which the error below says better
         logger = "transformers.tokenization_utils_tokenizers"
