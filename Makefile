@@ -29,7 +29,7 @@ javascript: install  ## the images API's JavaScript client, where npm is; else i
 	  || npm install --silent --no-audit --no-fund --prefix $(VENV) openai@6.49.0; \
 	else echo "npm is missing: the test of the JavaScript client is skipped"; fi
 
-test-slow: install  ## timings, one after the other
+test-slow: install  ## long ones: kills, fuzzing, timings; one after the other
 	$(BIN)/python -m pytest -m slow
 
 fuzz: install  ## all fuzz targets, SECONDS in all; a finding is an error (fuzz/README.md)

@@ -20,8 +20,7 @@ from tests import faults
 from tests.conftest import run_danqing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from danqing.verify.parity import Parity
