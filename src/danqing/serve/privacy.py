@@ -6,6 +6,8 @@ failure it was and under which id the server's log has the cause: what they say 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import tempfile
 from functools import lru_cache
@@ -60,8 +62,10 @@ def hide(*places: str | Path) -> None:
 def _roots() -> tuple[str, ...]:
     """Return the folders of this machine that no answer may name, the longest first."""
     package = Path(__file__).parents[2]
-    given = (Path.home(), Path.cwd(), Path(tempfile.gettempdir()), Path(sys.prefix), package)
-    places = {str(one) for one in given} | _hidden
+    places = {str(expand("~")), sys.prefix, str(package)} | _hidden
+    for find in (os.getcwd, tempfile.gettempdir):
+        with contextlib.suppress(OSError):  # the folder was removed, or none can be written
+            places.add(find())
     return tuple(sorted((one for one in places if len(one) > 1), key=len, reverse=True))
 
 
