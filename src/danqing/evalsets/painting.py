@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danqing.atomic import write_whole
+from danqing.atomic import sweep, write_whole
 from danqing.errors import NoEffectError, OutputError, RequestError
 from danqing.evalsets.rows import ADDED, picture_of, read_rows
 from danqing.pictures import save
@@ -82,7 +82,10 @@ def paint_set(
     for number, row in enumerate(rows):
         files = targets[number]
         there = all(file.exists() for file in files)
-        if not there:
+        if there:  # nothing is written here, which would remove what a killed run left
+            for folder in {file.parent for file in files}:
+                sweep(folder)
+        else:
             request = _request(protocol, row, number, root=root, rules=rules, common=common)
             _write_beside(protocol, request, row, number, out)
             painted += _paint(engine, protocol, request, files, batch=batch, listen=listen)
