@@ -538,6 +538,8 @@ def _progress(language: str, job: Job, event: Stepped) -> str:
     now = event.progress
     if now.unit == "bytes":
         text = word(language, "loading", item=now.item)
+    elif now.unit == "requests":  # of other threads that use the device
+        text = word(language, "waiting", count=now.total - now.done)
     else:
         count = job.order.request.num_images_per_prompt
         text = word(
