@@ -33,7 +33,7 @@ def write_whole(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open a file for writing; it takes its name when the block ends without an error.
 
     Args:
-        path: the target; its folder must exist, and what is there is replaced.
+        path: the target; its folder must exist; an existing file is replaced.
         mode: permissions, from which the umask takes away as usual.
 
     Raises:

@@ -272,7 +272,7 @@ class Engine:
             batch: pictures computed together. Together they can be faster, and can differ in the
                 last bits from what each would be alone; the first batch of a shape is measured
                 and the finding is in the provenance.
-            listen: told of progress, also while it waits for its turn (the stage is `wait`); an
+            listen: called with progress, also while it waits for its turn (stage `wait`); an
                 exception it raises ends the work.
             settings: any field of `Request`: `seed=42, height=512, ...`.
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _HARMLESS = frozenset("\n\t\u200c\u200d")
 """Newline, tab, and the two joiners that Persian and emoji are written with."""
@@ -26,8 +30,13 @@ def escape(text: str, *, one_line: bool = False) -> str:
     if text.isascii() and text.isprintable():
         return text
     keep = _HARMLESS - frozenset("\n\t") if one_line else _HARMLESS
+    return _written(text, keep, _escape_character)
+
+
+def _written(text: str, keep: frozenset[str], write: Callable[[str], str]) -> str:
+    """Write every character that could control a terminal in another way."""
     return "".join(
-        _escape_character(character)
+        write(character)
         if character not in keep and unicodedata.category(character) in _ESCAPED
         else character
         for character in text
@@ -49,12 +58,7 @@ def escape_json(text: str) -> str:
     """
     if text.isascii():  # JSON itself escapes C0 controls, DEL aside
         return text.replace("\x7f", "\\u007f")
-    return "".join(
-        _json_escape(character)
-        if character not in _HARMLESS and unicodedata.category(character) in _ESCAPED
-        else character
-        for character in text
-    )
+    return _written(text, _HARMLESS, _json_escape)
 
 
 def _json_escape(character: str) -> str:

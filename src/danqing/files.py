@@ -64,7 +64,7 @@ def read_text(path: Path, limit: int | None = None) -> str:
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
-    """Return a path with its `~` filled in; as it is, where there is no such home, as shells do."""
+    """Expand `~` in a path; leave it as it is where that home is unknown, as shells do."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

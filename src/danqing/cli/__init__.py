@@ -40,7 +40,7 @@ CONTEXT = {
 
 
 class Commands(TyperGroup):
-    """The commands, with their output escaped, and told of it if it cannot be written."""
+    """The commands; their output is escaped, and a failed write is an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; on a full disk or a closed output, exit as documented."""

@@ -91,7 +91,7 @@ def read_recorded(path: str) -> Recorded:
     """Read an image's record and check the type of each field that is used.
 
     Raises:
-        OutputError: there is no record, or a field is missing or of another type.
+        OutputError: the record is missing, or a field is missing or of another type.
     """
     record = read_record(path)
     read = _Reader(record, path)

@@ -18,7 +18,7 @@ def scratch_folder() -> Iterator[Path]:
     """Make a private folder among the system's temporary ones, and remove it at the end.
 
     Raises:
-        OutputError: no such folder can be written.
+        OutputError: the folder cannot be written.
     """
     with contextlib.ExitStack() as stack:
         try:

@@ -107,12 +107,12 @@ def public_record(record: Mapping[str, Any], model: str) -> dict[str, Any]:
         model: name under which it is served.
     """
     origin = record["provenance"]
-    told = dict(origin["model"])
-    if "path" in told:
-        told["path"] = model
-    if "components" in told:
-        told["components"] = {
-            name: PurePath(str(place)).name for name, place in told["components"].items()
+    public = dict(origin["model"])
+    if "path" in public:
+        public["path"] = model
+    if "components" in public:
+        public["components"] = {
+            name: PurePath(str(place)).name for name, place in public["components"].items()
         }
     notes = [scrub(str(note)) for note in record.get("notes", ())]
-    return {**record, "provenance": {**origin, "model": told}, "notes": notes}
+    return {**record, "provenance": {**origin, "model": public}, "notes": notes}
