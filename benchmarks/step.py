@@ -114,7 +114,7 @@ def step_of_danqing(
     import torch
 
     from danqing.engine import Engine
-    from danqing.models.hoisting import Hoisted, hoisted, modulations
+    from danqing.networks.hoisting import Hoisted, hoisted, modulations
     from danqing.request import Request
 
     request = Request(prompt="a", height=size, width=size, num_inference_steps=100)

@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from danqing.models.base import Model, ModelSpec
-    from danqing.models.compiling import CompileClock
     from danqing.models.prompt_cache import PromptCache
-    from danqing.models.streaming import Streaming
+    from danqing.networks.compiling import CompileClock
+    from danqing.networks.streaming import Streaming
     from danqing.request import Inside, Listener, Probe
 
 RANDOM_SEED_BITS = 32
@@ -352,7 +352,7 @@ class Engine:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        from danqing.models.kernels import attention
+        from danqing.networks.kernels import attention
 
         one = request.replace(num_inference_steps=1, num_images_per_prompt=1)
         counter = FlopCounterMode(display=False)
@@ -600,7 +600,7 @@ class Engine:
         self, modules: Mapping[str, Any], latents: torch.Tensor, request: Request
     ) -> torch.Tensor:
         """Decode as the plan says: whole, or in tiles."""
-        from danqing.models.tiling import decode_in_tiles
+        from danqing.networks.tiling import decode_in_tiles
 
         def decode(part: torch.Tensor) -> torch.Tensor:
             return self._model.decode(modules, part, request)
@@ -663,7 +663,7 @@ class Engine:
         """Count what is spent compiling, if anything may be."""
         if self.plan.compiled == "off":
             return contextlib.nullcontext()
-        from danqing.models.compiling import clocked
+        from danqing.networks.compiling import clocked
 
         return clocked()
 
@@ -683,7 +683,7 @@ class Engine:
     @contextlib.contextmanager
     def _kernels(self) -> Iterator[None]:
         """Compute with the kernels of the plan."""
-        from danqing.models.kernels import attention
+        from danqing.networks.kernels import attention
 
         with (
             attention(self.plan.attention, self._device),
@@ -733,19 +733,19 @@ class Engine:
             streaming=self._open_streaming() if device is self._device else None,
         )
         if self.plan.fused and device.family == self._device.family:
-            from danqing.models.kernels import fuse
+            from danqing.networks.kernels import fuse
 
             fuse(module, {name: self._device.fused[name] for name in self.plan.fused})
         if name == "transformer" and self.plan.compiled != "off":
-            from danqing.models.compiling import compile_blocks
+            from danqing.networks.compiling import compile_blocks
 
             compile_blocks(module, self._device.compiler(self.plan.compiled))
         return module
 
     def _open_streaming(self) -> Streaming | None:
         """Return what components need to be streamed, if the plan says that some are."""
-        from danqing.models.quantising import in_int8
-        from danqing.models.streaming import Ring, Streaming
+        from danqing.networks.quantising import in_int8
+        from danqing.networks.streaming import Ring, Streaming
         from danqing.weights.ranges import RangeReader
 
         if self._streaming is None and self.plan.placement == "streamed":
@@ -774,7 +774,7 @@ class Engine:
         self._device.release()
 
     def _let_go(self, name: str) -> None:
-        from danqing.models.kernels import let_go
+        from danqing.networks.kernels import let_go
 
         let_go(self._modules.pop(name))
 

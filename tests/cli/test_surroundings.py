@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danqing import cache, rates
+from danqing import cache
 from danqing.models.prompt_cache import KEPT, PromptCache
+from danqing.plan import rates
 from tests import toys
 from tests.forks import Forks, Outcome
 

@@ -338,7 +338,7 @@ torch.set_num_threads(1)
 import danqing
 from danqing import devices
 from danqing.devices import ascend_kernels
-from danqing.models.kernels import attention
+from danqing.networks.kernels import attention
 device = devices.select("npu").device
 own = device.attentions
 sdpa = torch.nn.functional.scaled_dot_product_attention

@@ -18,7 +18,7 @@ from danqing.models import flow
 from danqing.models.deepgen import NEGATIVE_EDIT, fitted_size, language, prompts, transformer
 from danqing.models.deepgen.connector import Connector
 from danqing.models.deepgen.model import _make_transformer, _make_vae, _make_vlm
-from danqing.models.loading import on_meta
+from danqing.networks.loading import on_meta
 from tests import deepgen_reference as stock
 from tests import deepgen_toys as toys
 

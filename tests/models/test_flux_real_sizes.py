@@ -11,7 +11,7 @@ import torch
 from danqing import models, weights
 from danqing.errors import TensorMismatchError
 from danqing.models.flux import configs, keys
-from danqing.models.loading import Piece, changed, joined, match, on_meta, shapes_of
+from danqing.networks.loading import Piece, changed, joined, match, on_meta, shapes_of
 from tests import sparse, toys
 
 if TYPE_CHECKING:

@@ -97,7 +97,7 @@ class Device(ABC):
 
     @property
     def fused(self) -> Mapping[str, Callable[..., Any]]:
-        """Fused kernels by name; `danqing.models.kernels.fuse` says what each takes."""
+        """Fused kernels by name; `danqing.networks.kernels.fuse` says what each takes."""
         return {}
 
     @property

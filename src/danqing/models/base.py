@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from danqing.models.streaming import Streaming, Unit
+    from danqing.networks.streaming import Streaming, Unit
     from danqing.request import Request
     from danqing.weights import Checkpoint
 

@@ -13,7 +13,7 @@ import torch
 from danqing import models
 from danqing.atomic import sweep, sync, sync_folder, temporary_folder
 from danqing.errors import OutputError, RequestError
-from danqing.models.loading import changed, joined, shapes_of
+from danqing.networks.loading import changed, joined, shapes_of
 from danqing.weights import QUANTISED
 from danqing.weights.places import free_bytes
 from danqing.weights.writer import Planned, write
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from danqing.models.base import Model, ModelSpec
-    from danqing.models.loading import Piece, Row
+    from danqing.networks.loading import Piece, Row
     from danqing.weights import Checkpoint, Component, TensorEntry
 
 KEEP = "keep"

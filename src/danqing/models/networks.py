@@ -15,10 +15,10 @@ import torch
 
 from danqing.errors import CheckpointDamagedError, CheckpointError, TensorMismatchError
 from danqing.models.base import Model
-from danqing.models.hoisting import Hoisted
-from danqing.models.loading import SHOWN, Piece, Row, fill, match, on_meta, shapes_of
-from danqing.models.streaming import Source, Streaming, Unit, spans_of, units_of
 from danqing.models.tokenizers import TokenizerFiles, TokenizerKind, read_tokenizer
+from danqing.networks.hoisting import Hoisted
+from danqing.networks.loading import SHOWN, Piece, Row, fill, match, on_meta, shapes_of
+from danqing.networks.streaming import Source, Streaming, Unit, spans_of, units_of
 from danqing.turns import LAZY_IMPORTS
 from danqing.weights.ranges import lay_out
 

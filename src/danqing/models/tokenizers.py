@@ -32,7 +32,7 @@ from danqing.models.config_tables import (
     text,
     whole,
 )
-from danqing.models.loading import without_message
+from danqing.networks.loading import without_message
 from danqing.weights.json_file import MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, parse_table
 
 if TYPE_CHECKING:

@@ -215,7 +215,7 @@ def scale_rows(states: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | 
 
 
 def kernels() -> dict[str, Any]:
-    """Return the fused kernels by the names of `danqing.models.kernels.fuse`."""
+    """Return the fused kernels by the names of `danqing.networks.kernels.fuse`."""
     return {
         "rms_norm": rms_norm, "rope": rope, "gelu": gelu_tanh, "modulated_norm": modulated_norm,
     }  # fmt: skip

@@ -24,15 +24,15 @@ from danqing.models.deepgen import PARTS, configs, fitted_size, language, prompt
 from danqing.models.deepgen.connector import Connector
 from danqing.models.deepgen.transformer import predict
 from danqing.models.flux import configs as flux_configs
-from danqing.models.hoisting import hoisted, modulations
-from danqing.models.kernels import choose_by_tensor
-from danqing.models.loading import Row, identity_rows
 from danqing.models.networks import (
     Network,
     NetworksModel,
     check_ids,
     decode_flops,
 )
+from danqing.networks.hoisting import hoisted, modulations
+from danqing.networks.kernels import choose_by_tensor
+from danqing.networks.loading import Row, identity_rows
 from danqing.request import Request
 from danqing.weights.deepgen_pt import LAYOUT as DEEPGEN_PT
 from danqing.weights.json_file import read_json

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from danqing.models.convert import Source, TargetFile, TargetLayout
 from danqing.models.deepgen import prompts
 from danqing.models.deepgen.configs import MERGED
-from danqing.models.loading import Row, identity_rows
+from danqing.networks.loading import Row, identity_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

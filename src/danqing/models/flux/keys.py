@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from danqing.models.loading import Change, Row
+from danqing.networks.loading import Change, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

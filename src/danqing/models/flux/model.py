@@ -17,8 +17,6 @@ from danqing.models import config_tables, flow, tokenizers
 from danqing.models.config_tables import SCHEDULE, Config, read_config
 from danqing.models.flux import PARTS, configs, keys, sampling
 from danqing.models.flux.positions import Positions
-from danqing.models.hoisting import hoisted, modulations
-from danqing.models.loading import Row, identity_rows, without_message
 from danqing.models.networks import (
     Network,
     NetworksModel,
@@ -26,6 +24,8 @@ from danqing.models.networks import (
     check_ids,
     decode_flops,
 )
+from danqing.networks.hoisting import hoisted, modulations
+from danqing.networks.loading import Row, identity_rows, without_message
 from danqing.request import Request
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from danqing.models.convert import Source, TargetFile, TargetLayout
 from danqing.models.flux import configs, keys
-from danqing.models.loading import Row, identity_rows
+from danqing.networks.loading import Row, identity_rows
 from danqing.weights import EMBEDDED
 
 if TYPE_CHECKING:

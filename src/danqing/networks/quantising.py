@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from danqing.models.streaming import Recoding
+from danqing.networks.streaming import Recoding
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from danqing.models.streaming import block_of, streamed_part
+from danqing.networks.streaming import block_of, streamed_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

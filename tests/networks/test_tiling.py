@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import danqing
-from danqing.budget import tiles_of
 from danqing.errors import RequestError
-from danqing.models.tiling import OVERLAP, decode_in_tiles
+from danqing.networks.tiling import OVERLAP, decode_in_tiles
+from danqing.plan.budget import tiles_of
 
 PROMPT = "three blue mountains under a red sun, a boat on the water"
 

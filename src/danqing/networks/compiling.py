@@ -35,7 +35,7 @@ def compile_blocks(transformer: torch.nn.Module, backend: Any) -> None:
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    from danqing.models.streaming import blocks_of
+    from danqing.networks.streaming import blocks_of
 
     keep_compiled(default_cache_dir())
     for _, block in blocks_of(transformer):

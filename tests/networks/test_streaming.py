@@ -13,10 +13,10 @@ import torch
 
 import danqing
 from danqing import devices
-from danqing.budget import Block, Part, Work, streamings
 from danqing.errors import CheckpointDamagedError, DoesNotFitError, RequestError
 from danqing.models import identify, open_model
-from danqing.models.streaming import Ring, units_of
+from danqing.networks.streaming import Ring, units_of
+from danqing.plan.budget import Block, Part, Work, streamings
 from danqing.request import Request
 from danqing.weights import open_checkpoint
 from danqing.weights.ranges import BLOCK, RangeReader, Span, as_memory, lay_out
@@ -106,7 +106,7 @@ def test_some_blocks_may_stay(flux: Path) -> None:
     model = open_model(checkpoint, identify(checkpoint))
     units = model.units("transformer")
     largest = max(size for _, size in units)
-    from danqing.models.streaming import Streaming
+    from danqing.networks.streaming import Streaming
 
     outputs = []
     for stay, ring in ((), 1.0), ((), 2.5), (("transformer_blocks.1",), 1.0):
@@ -441,7 +441,7 @@ def _as_int8(flux: Path, place: Path) -> dict[str, object]:
 
 def _watch_reading(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that the names of units are added to when their reading begins."""
-    from danqing.models.streaming import Streamed
+    from danqing.networks.streaming import Streamed
 
     read: list[str] = []
     begin = Streamed._begin

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from danqing.rates import Rates
+    from danqing.plan.rates import Rates
 
 Placement = Literal["resident", "staged", "streamed"]
 """`resident`: everything stays on the device. `staged`: each stage's components are read when it

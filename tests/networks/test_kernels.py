@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import danqing
-from danqing.models.kernels import choose_by_tensor
+from danqing.networks.kernels import choose_by_tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,7 +118,7 @@ def test_a_tensor_elsewhere_gets_the_library_s_kernel(monkeypatch: pytest.Monkey
     """The meta device stands for one whose kernel the library knows."""
     from diffusers.models.normalization import RMSNorm
 
-    from danqing.models import kernels
+    from danqing.networks import kernels
 
     monkeypatch.setattr(kernels, "BACKENDS", {"meta": "somewhere"})
     layer: Any = RMSNorm(4, eps=1e-6)
@@ -136,7 +136,7 @@ def test_the_callers_diffusers_stays_as_it_is(schnell: Path) -> None:
     from diffusers import FluxPipeline
     from diffusers.models.transformers import transformer_flux
 
-    from danqing.models.kernels import fuse
+    from danqing.networks.kernels import fuse
 
     def own_pixels() -> bytes:
         pipe = FluxPipeline.from_pretrained(schnell)

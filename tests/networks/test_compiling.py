@@ -11,7 +11,7 @@ import torch
 
 import danqing
 from danqing.cache import keep_compiled
-from danqing.models.compiling import clocked
+from danqing.networks.compiling import clocked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ def test_every_family_compiles(
 ) -> None:
     """Every block of the transformer, and nothing else; the do-nothing compiler keeps the bits."""
     from danqing.devices.cpu import Cpu
-    from danqing.models.streaming import blocks_of
+    from danqing.networks.streaming import blocks_of
 
     monkeypatch.setattr(Cpu, "compiler", lambda *_: "eager")
     settings: dict[str, Any] = {"seed": 1, "height": 64, "width": 64, "num_inference_steps": 2}

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from danqing import budget
-from danqing.budget import Arrangement, Block, Part, Placement, Work
 from danqing.devices import OWN_ATTENTION
 from danqing.errors import DoesNotFitError, DtypeError, KernelError, RequestError
+from danqing.plan import budget
+from danqing.plan.budget import Arrangement, Block, Part, Placement, Work
+from danqing.plan.rates import measured
 from danqing.quantities import size
-from danqing.rates import measured
 from danqing.request import Request, check_batch
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from danqing.devices import Device, Selection
     from danqing.models.base import Model
-    from danqing.rates import Rates
+    from danqing.plan.rates import Rates
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Dtypes a model can compute in, and their bytes."""
@@ -290,7 +290,7 @@ def _fused(asked: str, device: Device) -> tuple[str, ...]:
 
 def _attention(asked: str, device: Device, dtype: str) -> str:
     """Check that the device has this kernel, and say what will run."""
-    from danqing.models.kernels import has_attention
+    from danqing.networks.kernels import has_attention
 
     if asked not in ATTENTION:
         raise RequestError("there is no such attention", seen=asked, allowed=", ".join(ATTENTION))

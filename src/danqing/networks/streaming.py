@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from danqing.models.loading import changed, place, stays_mapped
+from danqing.networks.loading import changed, place, stays_mapped
 from danqing.weights.ranges import BLOCK, RangeReader, as_memory, lay_out
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from danqing.devices import Device
-    from danqing.models.loading import Piece
+    from danqing.networks.loading import Piece
     from danqing.weights import Component
     from danqing.weights.ranges import Layout, Reading, Span
 

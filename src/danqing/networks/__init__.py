@@ -1,0 +1,1 @@
+"""What can be done to any network: load, stream, hoist, fuse, quantise, compile, tile."""
