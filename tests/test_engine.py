@@ -14,10 +14,12 @@ from danqing import devices, plan
 from danqing.devices.base import Memory
 from danqing.devices.cpu import Cpu
 from danqing.errors import BrokenPictureError, DoesNotFitError, DtypeError, RequestError
-from danqing.request import Progress, Request
+from danqing.request import Request
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from danqing.generation import Progress
 
 SMALL: dict[str, Any] = {"height": 64, "width": 64}
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from danqing.request import Progress
+    from danqing.generation import Progress
 
 SMALL: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2}
 PROMPTS = ("a cat", "a dog", "a bird", "a fish", "a house", "a tree")

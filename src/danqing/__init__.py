@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from danqing.engine import Engine
     from danqing.errors import DanqingError
-    from danqing.request import Generation, Picture, Request
+    from danqing.generation import Generation, Picture
+    from danqing.request import Request
 
 __all__ = ["DanqingError", "Engine", "Generation", "Picture", "Request", "__version__", "open"]
 
@@ -30,8 +31,8 @@ __all__ = ["DanqingError", "Engine", "Generation", "Picture", "Request", "__vers
 _HOMES = {
     "DanqingError": "danqing.errors",
     "Engine": "danqing.engine",
-    "Generation": "danqing.request",
-    "Picture": "danqing.request",
+    "Generation": "danqing.generation",
+    "Picture": "danqing.generation",
     "Request": "danqing.request",
 }
 

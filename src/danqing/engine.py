@@ -24,17 +24,9 @@ from danqing.errors import (
     DeviceFailedError,
     DoesNotFitError,
 )
+from danqing.generation import Generation, Picture, Progress, Provenance, StageCost, StageName
 from danqing.references import tilde
-from danqing.request import (
-    Generation,
-    Picture,
-    Progress,
-    Provenance,
-    Request,
-    StageCost,
-    StageName,
-    check_batch,
-)
+from danqing.request import Request, check_batch
 from danqing.turns import LAZY_IMPORTS, Turns
 from danqing.version import __version__
 
@@ -49,7 +41,7 @@ if TYPE_CHECKING:
     from danqing.models.prompt_cache import PromptCache
     from danqing.networks.compiling import CompileClock
     from danqing.networks.streaming import Streaming
-    from danqing.request import Inside, Listener, Probe
+    from danqing.runner import Inside, Listener, Probe
 
 RANDOM_SEED_BITS = 32
 KEPT_PROMPTS = 4

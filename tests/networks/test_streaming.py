@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from danqing.request import Picture, Progress
+    from danqing.generation import Picture, Progress
 
 CPU = "cpu"
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from danqing.request import Picture, Progress, Provenance, Request
+from danqing.generation import Picture, Progress, Provenance
+from danqing.request import Request
 from danqing.serve.jobs import Order
 from danqing.serve.service import Limits, Service, Worker
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator, Mapping
 
-    from danqing.request import Listener
+    from danqing.runner import Listener
 
 SPEC = SimpleNamespace(
     title="a fake", defaults={"height": 64, "width": 64}, no_effect={}, size_multiple=16, limits={}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from danqing.request import Picture
+    from danqing.generation import Picture
     from danqing.serve.service import Service
 
 DEADLINE = 0.3

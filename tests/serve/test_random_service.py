@@ -23,7 +23,7 @@ from tests.serve.fakes import FakePainter, make_service
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from danqing.request import Picture
+    from danqing.generation import Picture
     from danqing.serve.jobs import Job
     from danqing.serve.service import Service
 

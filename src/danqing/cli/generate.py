@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
     from danqing.cli.records import Recorded
     from danqing.engine import Engine
+    from danqing.generation import Picture
     from danqing.models.base import ModelSpec
-    from danqing.request import Listener, Picture
+    from danqing.runner import Listener
 
 DEFAULT_OUTPUT = "{model}-{seed}.png"
 _SIZE = re.compile(r"(\d{1,6})\s*[xX×*]\s*(\d{1,6})")  # noqa: RUF001 - people paste the real sign

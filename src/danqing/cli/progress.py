@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from danqing.request import Listener, Progress
+    from danqing.generation import Progress
+    from danqing.runner import Listener
 
 PLAIN_SECONDS = 1.0
 """Between two plain lines of the same item; its end is always shown."""

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from danqing.cli.verify import TraceJob
     from danqing.engine import Engine
+    from danqing.generation import Picture
     from danqing.report.changes import Change
-    from danqing.request import Picture
 
 NONE = "none"
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from danqing.engine import Engine
+    from danqing.generation import Progress
     from danqing.models.base import ModelSpec
-    from danqing.request import Progress
 
 _NEEDED = ("fastapi", "uvicorn", "multipart", "prometheus_client")
 

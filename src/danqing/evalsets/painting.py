@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from danqing.engine import Engine
     from danqing.evalsets.protocols import Protocol
-    from danqing.request import Listener, Picture
+    from danqing.generation import Picture
+    from danqing.runner import Listener
 
 STATE = "danqing-eval-set.json"
 _GRID_SIDE = 2

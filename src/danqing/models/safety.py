@@ -11,7 +11,7 @@ from danqing.weights.json_file import read_json
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from danqing.request import Picture
+    from danqing.generation import Picture
 
 UNSAFE_LABELS = (
     "nsfw",

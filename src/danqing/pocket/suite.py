@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from danqing.request import Picture, Runner
+    from danqing.generation import Picture
+    from danqing.runner import Runner
     from danqing.verify.metrics import Difference
 
 REFERENCES = Path(__file__).parent / "references"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from danqing.request import Picture
+    from danqing.generation import Picture
     from danqing.verify import determinism, invariance, parity, sanity
 
 STAGES = ("load", "encode", "denoise", "decode")

@@ -28,7 +28,7 @@ from danqing.serve.privacy import public_message
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from danqing.request import Progress
+    from danqing.generation import Progress
     from danqing.serve.jobs import Job, Order, Painted
     from danqing.serve.service import Painter, Service
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from danqing.errors import DanqingError
-    from danqing.request import Progress
+    from danqing.generation import Progress
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "given back"]
 ENDED = ("done", "failed", "cancelled", "given back")

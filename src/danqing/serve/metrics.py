@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from danqing.request import Picture
+    from danqing.generation import Picture
     from danqing.serve.jobs import Job
     from danqing.serve.service import Service
 

@@ -103,7 +103,7 @@ def public_record(record: Mapping[str, Any], model: str) -> dict[str, Any]:
     --from` looks for the model by that name, or takes the place that `--model-path` says.
 
     Args:
-        record: `danqing.request.Picture.record`.
+        record: `danqing.generation.Picture.record`.
         model: name under which it is served.
     """
     origin = record["provenance"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from danqing.request import Progress
+    from danqing.generation import Progress
     from danqing.serve.service import Service
 
 HEADER_SECONDS = 20.0

@@ -39,7 +39,9 @@ from danqing.serve.privacy import public_record
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from danqing.request import Listener, Picture, Progress, Request
+    from danqing.generation import Picture, Progress
+    from danqing.request import Request
+    from danqing.runner import Listener
     from danqing.serve.jobs import Order, State
     from danqing.serve.journal import Journal
     from danqing.serve.metrics import Metrics

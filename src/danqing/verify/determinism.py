@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from danqing.request import Generation, Inside, Picture, Probe, Request
+    from danqing.generation import Generation, Picture
+    from danqing.request import Request
+    from danqing.runner import Inside, Probe
 
 OTHER_PROMPT = "something else, in between"
 

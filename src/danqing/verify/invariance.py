@@ -17,7 +17,7 @@ from danqing.verify.parity import judge
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from danqing.request import Picture
+    from danqing.generation import Picture
     from danqing.verify.determinism import Probed
     from danqing.verify.parity import Baseline
 

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from danqing.request import Inside, Picture, Request
+    from danqing.generation import Picture
+    from danqing.request import Request
+    from danqing.runner import Inside
     from danqing.verify.determinism import Probed
     from danqing.verify.trace import Trace
 
