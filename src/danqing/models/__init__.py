@@ -10,9 +10,18 @@ from danqing.errors import UnknownModelError
 
 if TYPE_CHECKING:
     from danqing.models.base import Model, ModelSpec
+    from danqing.models.slots import Slot
     from danqing.weights import Checkpoint
 
-__all__ = ["FAMILIES", "identify", "make_model", "make_model_around", "open_model", "parts_of"]
+__all__ = [
+    "FAMILIES",
+    "identify",
+    "make_model",
+    "make_model_around",
+    "open_model",
+    "parts_of",
+    "slots_of",
+]
 
 FAMILIES = {"flux1": "danqing.models.flux", "deepgen": "danqing.models.deepgen"}
 """Package of each family; it has `identify(checkpoint) -> ModelSpec | None`, which needs no torch,
@@ -52,6 +61,12 @@ def parts_of(spec: ModelSpec) -> tuple[str, ...]:
     """Return the components a model of this family cannot do without; needs no torch."""
     parts: tuple[str, ...] = importlib.import_module(FAMILIES[spec.family]).PARTS
     return parts
+
+
+def slots_of(spec: ModelSpec) -> tuple[Slot, ...]:
+    """Return the components of this family and what each one is for; needs no torch."""
+    slots: tuple[Slot, ...] = importlib.import_module(FAMILIES[spec.family]).SLOTS
+    return slots
 
 
 def make_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from danqing.errors import NoEffectError, RequestError
+from danqing.models.slots import STAGES, names_in_stage, names_with_role, required_names
 from danqing.request import allowed_range
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from danqing.models.slots import Role, Slot
     from danqing.networks.streaming import Streaming, Unit
     from danqing.request import Request
     from danqing.weights import Checkpoint
@@ -123,14 +125,14 @@ class Model(ABC):
     """One opened model; its weights are read by `build`, component by component.
 
     Attributes:
-        stages: components that each stage may need, in the order of the work.
+        slots: its components, and what each one is for.
         encode_reads: settings of a request that its conditioning depends on.
         conditioning: class of what `encode` gives: tensors, and tuples of tensors, by name.
         spec: what it is.
         checkpoint: where its weights are.
     """
 
-    stages: ClassVar[Mapping[str, tuple[str, ...]]]
+    slots: ClassVar[tuple[Slot, ...]]
     encode_reads: ClassVar[tuple[str, ...]]
     conditioning: ClassVar[type]
 
@@ -139,14 +141,26 @@ class Model(ABC):
         self.checkpoint = checkpoint
         self.spec = spec
 
-    def needs(self, stage: str, request: Request) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the components that a stage needs for this request."""
-        return self.stages[stage]
+    def role(self, role: Role) -> tuple[str, ...]:
+        """Return the components with a role, in the order of the slots; empty if none has it."""
+        return names_with_role(self.slots, role)
 
     @property
-    @abstractmethod
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """The components that each stage may need, in the order of the work."""
+        return {stage: names_in_stage(self.slots, stage) for stage in STAGES}
+
+    def needs(self, stage: str, request: Request) -> tuple[str, ...]:
+        """Return the components that a stage needs for this request."""
+        return names_in_stage(self.slots, stage, request)
+
+    @property
     def parts(self) -> tuple[str, ...]:
-        """Return the components it cannot do without, in the order they are checked."""
+        """The components to check, in order: the required ones, and the others that are present."""
+        held = {*self.checkpoint.components, *self.checkpoint.broken}
+        required = required_names(self.slots)
+        extra = (slot.name for slot in self.slots if not slot.required and slot.name in held)
+        return (*required, *extra)
 
     @abstractmethod
     def check_part(self, name: str) -> None:

@@ -46,11 +46,9 @@ class NetworksModel(Model):
     """A model whose components are networks and their small files.
 
     Attributes:
-        required: components it cannot do without; a schedule may be left out.
         tokenizer_kinds: of each tokenizer, what danqing knows of its kind.
     """
 
-    required: ClassVar[tuple[str, ...]]
     tokenizer_kinds: ClassVar[Mapping[str, TokenizerKind]]
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
@@ -110,18 +108,11 @@ class NetworksModel(Model):
     def try_schedule(self) -> None:
         """Make a schedule, to see that its config describes one; the library's errors pass."""
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Return what it cannot do without, and the schedule if there is one."""
-        held = {*self.checkpoint.components, *self.checkpoint.broken}
-        extra = ("scheduler",) if "scheduler" in held else ()
-        return (*self.required, *extra)
-
     def check_part(self, name: str) -> None:
         """Compare a network with its files; of tokenizer and schedule, see that they are usable."""
         if name in self.tokenizer_kinds:
             self.tokenizer_files(name)
-        elif name == "scheduler":
+        elif name in self.role("schedule"):
             self._check_schedule()
         else:
             self.check_network(name)

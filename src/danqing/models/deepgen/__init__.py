@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from danqing.errors import NoEffectError, RequestError
 from danqing.models.base import ModelSpec
+from danqing.models.slots import Slot, required_names
 
 if TYPE_CHECKING:
     from danqing.models.base import Model
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
     from danqing.weights import Checkpoint, Component
 
 FAMILY = "deepgen"
-PARTS = ("vlm", "connector", "transformer", "vae", "tokenizer")
+SLOTS = (
+    Slot(name="vlm", kind="qwen_vl", role="text encoder", stage="encode", tokenizer="tokenizer"),
+    Slot(name="connector", kind="deepgen_connector", role="connector", stage="encode"),
+    Slot(name="transformer", kind="sd3_transformer", role="denoiser", stage="denoise"),
+    Slot(name="vae", kind="kl", role="decoder", stage="decode"),
+    Slot(name="vae", kind="kl", role="image encoder", stage="encode", setting="image"),
+    Slot(name="tokenizer", kind="qwen2_tokenizer", role="tokenizer"),
+    Slot(name="scheduler", kind="flow_match_euler", role="schedule", required=False),
+)
+PARTS = required_names(SLOTS)
 """What it cannot do without; a schedule may be left out."""
 MULTIPLE = 32
 """Of every side, in pixels: the vision tower sees 28 pixels where the autoencoder sees 32."""

@@ -20,7 +20,7 @@ from danqing.errors import (
 )
 from danqing.models import config_tables, flow, tokenizers
 from danqing.models.config_tables import CONNECTOR, Config, read_config
-from danqing.models.deepgen import PARTS, configs, fitted_size, language, prompts
+from danqing.models.deepgen import PARTS, SLOTS, configs, fitted_size, language, prompts
 from danqing.models.deepgen.connector import Connector
 from danqing.models.deepgen.transformer import predict
 from danqing.models.flux import configs as flux_configs
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from danqing.models.base import Modules, OnStep
+    from danqing.models.slots import Slot
     from danqing.references import Reference
     from danqing.weights import Component
 
@@ -83,26 +84,14 @@ class Conditioning:
 class DeepGenModel(NetworksModel):
     """A DeepGen of any size."""
 
-    required: ClassVar[tuple[str, ...]] = PARTS
+    slots: ClassVar[tuple[Slot, ...]] = SLOTS
     tokenizer_kinds: ClassVar[Mapping[str, tokenizers.TokenizerKind]] = {
         "tokenizer": tokenizers.QWEN2
-    }
-    stages: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "encode": ("vlm", "connector", "vae"),
-        "denoise": ("transformer",),
-        "decode": ("vae",),
     }
     conditioning: ClassVar[type] = Conditioning
     encode_reads: ClassVar[tuple[str, ...]] = (
         "prompt", "negative_prompt", "image", "resize", "height", "width", "guidance_scale",
     )  # fmt: skip
-
-    def needs(self, stage: str, request: Request) -> tuple[str, ...]:
-        """Return a stage's components: encoding words alone takes no autoencoder."""
-        names = self.stages[stage]
-        if stage == "encode" and request.image is None:
-            return tuple(name for name in names if name != "vae")
-        return names
 
     # --- checks ----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from danqing.errors import UnknownModelError
 from danqing.models.base import ModelSpec
+from danqing.models.slots import Slot, required_names
 from danqing.request import MAX_SIDE
 
 if TYPE_CHECKING:
@@ -20,7 +21,24 @@ FAMILY = "flux1"
 MAX_TOKENS = 512
 """What T5 was trained with here; diffusers refuses more too."""
 
-PARTS = ("text_encoder", "text_encoder_2", "transformer", "vae", "tokenizer", "tokenizer_2")
+SLOTS = (
+    Slot(
+        name="text_encoder", kind="clip", role="text encoder", stage="encode", tokenizer="tokenizer"
+    ),
+    Slot(
+        name="text_encoder_2",
+        kind="t5",
+        role="text encoder",
+        stage="encode",
+        tokenizer="tokenizer_2",
+    ),
+    Slot(name="transformer", kind="flux_transformer", role="denoiser", stage="denoise"),
+    Slot(name="vae", kind="kl", role="decoder", stage="decode"),
+    Slot(name="tokenizer", kind="clip_tokenizer", role="tokenizer"),
+    Slot(name="tokenizer_2", kind="t5_tokenizer", role="tokenizer"),
+    Slot(name="scheduler", kind="flow_match_euler", role="schedule", required=False),
+)
+PARTS = required_names(SLOTS)
 """What it cannot do without; a schedule may be left out."""
 
 _TELLTALES = {

@@ -15,7 +15,7 @@ from danqing.errors import (
 )
 from danqing.models import config_tables, flow, tokenizers
 from danqing.models.config_tables import SCHEDULE, Config, read_config
-from danqing.models.flux import PARTS, configs, keys, sampling
+from danqing.models.flux import SLOTS, configs, keys, sampling
 from danqing.models.flux.positions import Positions
 from danqing.models.networks import (
     Network,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from danqing.models.base import Modules, OnStep
+    from danqing.models.slots import Slot
     from danqing.weights import Component
 
 CLIP_TOKENS = 77
@@ -80,15 +81,10 @@ class Conditioning:
 class FluxModel(NetworksModel):
     """A FLUX.1 of any kind and size."""
 
-    required: ClassVar[tuple[str, ...]] = PARTS
+    slots: ClassVar[tuple[Slot, ...]] = SLOTS
     tokenizer_kinds: ClassVar[Mapping[str, tokenizers.TokenizerKind]] = {
         "tokenizer": tokenizers.CLIP,
         "tokenizer_2": tokenizers.T5,
-    }
-    stages: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "encode": ("text_encoder", "text_encoder_2"),
-        "denoise": ("transformer",),
-        "decode": ("vae",),
     }
     conditioning: ClassVar[type] = Conditioning
     encode_reads: ClassVar[tuple[str, ...]] = ("prompt", "max_sequence_length")
