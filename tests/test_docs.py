@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from danqing import errors
 from danqing.cli import app
 from danqing.cli.options import flags, setting_names
+from tests.marks import slow_among
 from tests.serve.conftest import serving
 
 ROOT = Path(__file__).parents[1]
@@ -46,15 +47,12 @@ def models(
 WITH_COMMANDS = [page for page in PAGES if any("danqing " in b for b in blocks(page, "bash"))]
 
 
-def _pages() -> list[object]:
-    """The Chinese pages have the commands of the English ones."""
-    return [
-        pytest.param(page, marks=pytest.mark.slow) if page.name.endswith(".zh.md") else page
-        for page in WITH_COMMANDS
-    ]
+LONG_PAGES = ("ascend.md", "report.md", "verify.md")
+SLOW_PAGES = [page for page in PAGES if page.name.endswith(".zh.md") or page.name in LONG_PAGES]
+"""The Chinese pages have the commands of the English ones."""
 
 
-@pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", slow_among(WITH_COMMANDS, SLOW_PAGES), ids=lambda page: page.name)
 def test_commands_run(page: Path, models: Path) -> None:
     for block in blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
@@ -67,7 +65,9 @@ def test_commands_run(page: Path, models: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.name
+    "page",
+    slow_among([p for p in PAGES if blocks(p, "python")], SLOW_PAGES),
+    ids=lambda page: page.name,
 )
 def test_python_runs(page: Path, models: Path) -> None:
     for block in blocks(page, "python"):

@@ -14,6 +14,7 @@ import torch
 from danqing.weights import digests
 from tests import layouts
 from tests.conftest import run_danqing
+from tests.marks import slow_among
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,7 @@ def test_the_built_in_model() -> None:
     assert report("pocket")["model"] == "pocket"
 
 
+@pytest.mark.slow
 def test_a_single_component(schnell: Path, schnell_bfl: Path, tmp_path: Path) -> None:
     for place, name in (
         (schnell_bfl / "ae.safetensors", "vae"),
@@ -83,8 +85,10 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
 }
 
+SLOW_DAMAGE = ("a pointer", "no vocabulary", "no file", "a pickle")
 
-@pytest.mark.parametrize("kind", DAMAGE)
+
+@pytest.mark.parametrize("kind", slow_among(DAMAGE, SLOW_DAMAGE))
 def test_one_faulty_component_among_sound_ones(copy: Path, kind: str) -> None:
     place, change, words = DAMAGE[kind]
     change(copy / place)
@@ -99,6 +103,7 @@ def test_one_faulty_component_among_sound_ones(copy: Path, kind: str) -> None:
     assert words in child.stdout + child.stderr
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite(copy: Path) -> None:
     from safetensors.torch import load_file
 
@@ -111,6 +116,7 @@ def test_values_that_are_not_finite(copy: Path) -> None:
     assert row["fault"]["seen"] == "1 tensors, the first is x_embedder.bias: 1"
 
 
+@pytest.mark.slow
 def test_digests_are_kept_until_the_file_changes(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

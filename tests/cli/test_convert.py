@@ -38,8 +38,19 @@ def paint(place: Path) -> bytes:
         return engine.generate("a cat", seed=3, height=64, width=64).image.tobytes()
 
 
-@pytest.mark.parametrize("layout", ["bfl", "comfy", "diffusers"])
-@pytest.mark.parametrize("kind", ["schnell", pytest.param("dev", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [
+        ("schnell", "diffusers"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("schnell", "bfl"), ("schnell", "comfy"),
+                ("dev", "bfl"), ("dev", "comfy"), ("dev", "diffusers"),
+            )
+        ),
+    ],
+)  # fmt: skip
 def test_there_and_back_is_the_same_bits(
     kind: str, layout: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -65,6 +76,7 @@ def test_the_bfl_files_are_the_hand_written_ones(
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_diffusers_opens_what_was_a_comfy_file(schnell: Path, tmp_path: Path) -> None:
     """The reference pipeline paints the same from a folder that went through ComfyUI's layout."""
     there = convert(schnell, tmp_path / "there", "--layout", "comfy")
@@ -81,6 +93,7 @@ def test_diffusers_opens_what_was_a_comfy_file(schnell: Path, tmp_path: Path) ->
     assert (pictures[0] == pictures[1]).all()
 
 
+@pytest.mark.slow
 def test_quantised_weights_become_plain_ones(schnell: Path, tmp_path: Path) -> None:
     parts = layouts.states(schnell)
     small = layouts.write_tokenizers(tmp_path / "small")
@@ -100,10 +113,8 @@ def test_quantised_weights_become_plain_ones(schnell: Path, tmp_path: Path) -> N
     assert all(torch.equal(found[name], wide[name]) for name in wide)
 
 
-@pytest.mark.parametrize(
-    "layout",
-    ["comfy", *(pytest.param(name, marks=pytest.mark.slow) for name in ("diffusers", "bfl"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["comfy", "diffusers", "bfl"])
 def test_int8_keeps_a_byte_of_each_weight_and_the_picture(
     schnell: Path, tmp_path: Path, layout: str
 ) -> None:

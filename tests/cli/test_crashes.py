@@ -23,6 +23,7 @@ from danqing.report.document import read_report
 from danqing.verify.trace import read_trace
 from tests.forks import KILLED, Forks
 from tests.hub import Hub
+from tests.marks import slow_among
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -172,7 +173,7 @@ def victim(request: pytest.FixtureRequest, forks: Forks, schnell: Path, tmp_path
 
 @pytest.mark.parametrize(
     "victim",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name == "report")) for name in COMMANDS],
+    slow_among(COMMANDS, ("report", "convert")),
     indirect=True,
 )
 def test_killed_commands_resume(victim: Victim) -> None:
@@ -231,7 +232,9 @@ def pulled(
 
 
 @pytest.mark.enable_socket
-@pytest.mark.parametrize("pulled", ["huggingface", "modelscope"], indirect=True)
+@pytest.mark.parametrize(
+    "pulled", slow_among(("huggingface", "modelscope"), ["modelscope"]), indirect=True
+)
 def test_killed_pulls_resume(pulled: tuple[Victim, Hub]) -> None:
     victim, hub = pulled
     hub.slow = 0.002

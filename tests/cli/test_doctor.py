@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import run_danqing
+from tests.marks import slow_among
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +30,7 @@ def test_a_sound_machine() -> None:
     assert set(report["devices"]) == {"cuda", "npu", "xpu", "mps", "cpu"}
 
 
+@pytest.mark.slow
 def test_text_for_people() -> None:
     text = run_danqing("doctor").stdout
     assert "this machine can paint" in text
@@ -47,7 +49,9 @@ BREAK = {
 }
 
 
-@pytest.mark.parametrize("library", BREAK)
+@pytest.mark.parametrize(
+    "library", slow_among(BREAK, ("diffusers", "transformers", "safetensors", "PIL"))
+)
 def test_broken_libraries_are_reported(library: str, tmp_path: Path) -> None:
     code, words = BREAK[library]
     (tmp_path / f"{library}.py").write_text(code)

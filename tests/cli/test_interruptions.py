@@ -42,7 +42,7 @@ def wait_for(child: subprocess.Popen[str], words: str) -> None:
     [
         (signal.SIGINT, 130, "danqing: interrupted", "resident"),
         (signal.SIGTERM, 143, "danqing: terminated", "resident"),
-        (signal.SIGKILL, -9, "", "resident"),
+        pytest.param(signal.SIGKILL, -9, "", "resident", marks=pytest.mark.slow),
         (signal.SIGINT, 130, "danqing: interrupted", "streamed"),
         (signal.SIGKILL, -9, "", "streamed"),
     ],
@@ -119,6 +119,7 @@ def small_disk(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_a_full_disk(schnell: Path, small_disk: Path) -> None:
     arguments = ("-m", schnell, "--device", "cpu", "-o", "out.png")
     try:

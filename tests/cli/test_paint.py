@@ -6,6 +6,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
+import pytest
 from PIL import Image
 
 from danqing.errors import BrokenPictureError, RequestError
@@ -16,9 +17,8 @@ from tests.conftest import run_danqing
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
 
-
+@pytest.mark.slow
 def test_the_suite_in_a_process(tmp_path: Path) -> None:
     child = run_danqing("doctor", "--paint", "--device", "cpu", "--keep", tmp_path / "kept")
     assert child.returncode == 0, child.stdout + child.stderr
@@ -30,6 +30,7 @@ def test_the_suite_in_a_process(tmp_path: Path) -> None:
         assert image.size == (128, 128)
 
 
+@pytest.mark.slow
 def test_the_suite_as_json() -> None:
     child = run_danqing("doctor", "--paint", "--device", "cpu", "--dtype", "float32", "--json")
     assert child.returncode == 0, child.stderr

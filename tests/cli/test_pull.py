@@ -22,6 +22,7 @@ from danqing.weights.pull import RemoteFile, choose
 from tests import layouts
 from tests.conftest import run_danqing
 from tests.hub import Hub
+from tests.marks import slow_among
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,7 @@ def same(folder: Path, repository: Path, *paths: str) -> bool:
     return all((folder / p).read_bytes() == (repository / p).read_bytes() for p in paths)
 
 
-@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+@pytest.mark.parametrize("source", slow_among(["huggingface", "modelscope"], ["modelscope"]))
 def test_one_layout_and_only_once(
     hub: Hub, environment: dict[str, str], repository: Path, source: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -138,6 +139,7 @@ def test_the_bfl_layout(environment: dict[str, str], monkeypatch: pytest.MonkeyP
     assert not (checkpoint.path / "transformer").exists()
 
 
+@pytest.mark.slow
 def test_killed_at_ten_points_it_goes_on(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -243,9 +243,8 @@ FOLDERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "not UTF-8")) for k in FOLDERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FOLDERS)
 def test_every_command_in_an_oddly_named_folder(
     kind: str, forks: Forks, public: Path, place: Path
 ) -> None:

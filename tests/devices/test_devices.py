@@ -13,6 +13,7 @@ import torch
 
 from danqing import devices
 from danqing.errors import DeviceUnavailableError, UnknownDeviceError
+from tests.marks import slow_among
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,8 +147,7 @@ def test_the_trap_is_real(broken: tuple[dict[str, str], str]) -> None:
     assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode
 
 
-QUICK = ("no CANN", "a crash")
-CASES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BROKEN]
+CASES = slow_among(BROKEN, BROKEN.keys() - {"a crash"})
 """What each says is tested by its text in test_ascend_doctor.py; these break real processes."""
 
 
@@ -167,7 +167,8 @@ def test_a_broken_torch_npu_is_explained_and_the_cpu_goes_on_painting(
     assert target.exists()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BROKEN)
 def test_doctor_survives_a_broken_torch_npu(broken: tuple[dict[str, str], str]) -> None:
     environment, words = broken
     child = run(environment, "doctor", "--json")

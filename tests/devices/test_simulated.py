@@ -13,6 +13,7 @@ import pytest
 
 from danqing.devices.ascend_chips import CHIPS, chip_named
 from tests.conftest import run_danqing
+from tests.marks import slow_among
 
 ROOT = Path(__file__).parents[2]
 ROWS = ("cpu", "910B3", "910A", "310P3")
@@ -50,7 +51,7 @@ def contract(row: str, kept: Path) -> Any:
     return json.loads(place.read_text())
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", slow_among(ROWS, ROWS[2:]))
 def test_contract(row: str, contracts: Path) -> None:
     found = contract(row, contracts)
     free, total = found["memory"]
@@ -73,7 +74,7 @@ def test_contract(row: str, contracts: Path) -> None:
     assert set(found["peaks"].values()) == {None}  # the CPU's speed is no share of it
 
 
-@pytest.mark.parametrize("row", ROWS[1:])
+@pytest.mark.parametrize("row", slow_among(ROWS[1:], ROWS[2:]))
 def test_pictures_have_the_cpus_bits(row: str, contracts: Path) -> None:
     """FLUX.1 and DeepGen-1.0, words and edits, resident and staged, every dtype of the chip."""
     found = contract(row, contracts)["pictures"]
@@ -398,10 +399,14 @@ print(json.dumps(found))
     ("words", "wanted"),
     [
         (("--compile", "npugraph"), "allowed: off, inductor"),
-        (("--compile", "torchair"), "allowed: off, inductor"),
+        pytest.param(("--compile", "torchair"), "allowed: off, inductor", marks=pytest.mark.slow),
         (("--fused", "group_norm_silu"), "allowed: auto, off"),
-        (("--attention", "npu"), "allowed: auto, torch, math, flash"),
-        (("--attention", "mindie"), "allowed: auto, torch, math, flash"),
+        pytest.param(
+            ("--attention", "npu"), "allowed: auto, torch, math, flash", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ("--attention", "mindie"), "allowed: auto, torch, math, flash", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_only_an_npu_has_is_refused_elsewhere(words: tuple[str, str], wanted: str) -> None:

@@ -27,7 +27,14 @@ def bases(folder: Path, source: Path) -> dict[str, str | Path]:
 
 
 @pytest.mark.parametrize(
-    ("names", "outer"), [("new", ""), ("old", ""), ("new", "module."), ("old", "model.module.")]
+    ("names", "outer"),
+    [
+        ("new", ""),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("old", ""), ("new", "module."), ("old", "model.module."))
+        ),
+    ],
 )
 def test_adapters_are_merged_as_peft_merges_them(
     deepgen: Path, tmp_path: Path, names: str, outer: str

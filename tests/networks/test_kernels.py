@@ -15,6 +15,7 @@ import torch
 
 import danqing
 from danqing.networks.kernels import choose_by_tensor
+from tests.marks import slow_among
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +69,7 @@ model(torch.ones(1, 16, 8, 8), torch.ones(1, 5, 40), torch.ones(1, 24), torch.on
 """
 
 
-@pytest.mark.parametrize("first", ["", "import torch_npu\n"])
+@pytest.mark.parametrize("first", slow_among(["", "import torch_npu\n"], [""]))
 def test_deepgen_paints_on_a_cpu_beside_torch_npu(site: Path, deepgen: Path, first: str) -> None:
     """Whether danqing can keep the library out of the way, or a program has imported it before."""
     plain = run(site.parent, PAINT.format(folder=str(deepgen)))

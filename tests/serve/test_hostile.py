@@ -196,6 +196,7 @@ def test_addresses_and_files_of_the_server_are_not_opened(deepgen_server: Runnin
             assert answer.json()["error"]["param"] == "image"
 
 
+@pytest.mark.slow
 def test_slow_clients_do_not_starve_others() -> None:
     """Two hundred that send a byte a second, in headers and bodies, and one that works."""
     with serving("--no-page", "--device", "cpu") as server:

@@ -78,6 +78,7 @@ def test_one_server_at_a_time_and_no_other_file(tmp_path: Path) -> None:
         Journal(newer)
 
 
+@pytest.mark.slow
 @pytest.mark.enable_socket
 def test_killed_under_load(tmp_path: Path) -> None:
     """Accepted is answered, and nothing is painted twice to its end."""

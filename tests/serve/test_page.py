@@ -169,6 +169,7 @@ def test_an_error_is_shown(tab: Tab) -> None:
     assert "prompt is empty" in tab.page.inner_text("#state")
 
 
+@pytest.mark.slow
 def test_editing_on_the_page(deepgen: Path, browser: Any, tmp_path: Path) -> None:
     image = tmp_path / "red.png"
     Image.new("RGB", (64, 64), "red").save(image)

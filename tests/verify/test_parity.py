@@ -158,6 +158,7 @@ def test_numbers_that_are_not_finite_fail(tmp_path: Path) -> None:
     assert json.loads(json.dumps(report(found)))["joints"][1]["port"] is None
 
 
+@pytest.mark.slow
 def test_from_the_command_line() -> None:
     done = run_danqing("verify", "parity", "--candidate", "cpu", "--seed", 1)
     assert done.returncode == 0, done.stderr
@@ -212,6 +213,7 @@ def test_a_fault_is_found_against_a_trace(tmp_path: Path) -> None:
         assert seen.least <= (seen.mean or 0) <= seen.most
 
 
+@pytest.mark.slow
 def test_what_cannot_be_a_reference(tmp_path: Path, schnell: Path) -> None:
     place = traced("pocket", tmp_path, "float32")
     for arguments, wanted, code in (

@@ -241,6 +241,7 @@ def _shaken(out: Any, factor: float) -> Any:
     return out
 
 
+@pytest.mark.slow
 def test_from_the_command_line(schnell: Path, tmp_path: Path) -> None:
     flags = ("-m", schnell, "--device", "cpu", "--steps", 2, "--height", 64, "--width", 64)
     done = run_danqing("verify", "determinism", "a cat", *flags, "--batch", 2)
@@ -269,6 +270,7 @@ def test_from_the_command_line(schnell: Path, tmp_path: Path) -> None:
     assert runner.invoke(app, ["verify", "traces", both[0], "nowhere.trace"]).exit_code == 10
 
 
+@pytest.mark.slow
 def test_inside_a_network_a_sample_is_kept(tmp_path: Path) -> None:
     """Of every block or module: other readers find the very values that were computed."""
     place = tmp_path / "a.trace"
@@ -306,6 +308,7 @@ def test_inside_a_network_a_sample_is_kept(tmp_path: Path) -> None:
     assert "joint, block, module" in bad.stderr
 
 
+@pytest.mark.slow
 def test_a_trace_of_a_12b_model_stays_small(tmp_path: Path) -> None:
     """FLUX.1 at 1024x1024 in 4 steps, every block sampled: the tensors have their real shapes."""
     hidden = Array("bfloat16", np.zeros((1, 4096, 3072), np.uint16))
@@ -334,6 +337,7 @@ def high_water() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
+@pytest.mark.slow
 def test_what_determinism_costs() -> None:
     ran = run_danqing(
         "verify", "determinism", "a boat", "--cost", "--json", "--no-process", "--steps", 1

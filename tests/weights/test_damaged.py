@@ -15,6 +15,7 @@ from danqing import weights
 from danqing.errors import CheckpointError
 from danqing.models.preflight import preflight
 from tests import layouts
+from tests.marks import slow_among
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -171,7 +172,7 @@ RULES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("kind", slow_among(RULES, ["a million tensors"]))
 def test_a_rule(copy: Path, shard: Path, kind: str) -> None:
     change, words = RULES[kind]
     shard.write_bytes(change(shard.read_bytes()))
