@@ -23,6 +23,7 @@ GIB = 2**30
 RUN = """
 import json, sys
 from danqing.engine import Engine
+from danqing.options import Options
 from danqing.request import Request
 place, row = sys.argv[1], json.loads(sys.argv[2])
 request, other = (
@@ -31,9 +32,9 @@ request, other = (
     for prompt in ("a boat", "a red house")
 )
 memory = row["memory"] and int(row["memory"] * 2**30)
-with Engine.open(place, device="cpu", dtype=row["dtype"], memory=memory, planned_for=request,
-                 batch=row["batch"], quantise=row.get("quantise", "off"),
-                 placement=row.get("placement", "auto")) as engine:
+options = Options(device="cpu", dtype=row["dtype"], memory=memory,
+                  quantize=row.get("quantize", "off"), placement=row.get("placement", "auto"))
+with Engine.open(place, options, planned_for=request, batch=row["batch"]) as engine:
     pictures = engine.generate(request, batch=row["batch"]).pictures
     plan = engine.plan
     if plan.placement == "streamed" and "transformer" in plan.kept:  # then the second takes more
@@ -51,7 +52,7 @@ ROWS: list[dict[str, Any]] = [
     {"model": "flux", "size": (1024, 1024), "batch": 1, "memory": 3, "dtype": "bfloat16"},
     {"model": "flux", "size": (1024, 1024), "batch": 1, "memory": 6, "dtype": "bfloat16"},
     {"model": "flux", "size": (512, 512), "batch": 1, "memory": 8, "dtype": "bfloat16",
-     "quantise": "int8"},
+     "quantize": "int8"},
     {"model": "flux", "size": (256, 256), "batch": 1, "memory": 8, "dtype": "float32"},
     {"model": "flux", "size": (256, 256), "batch": 2, "memory": 12, "dtype": "float32"},
     *({"model": "deepgen", "size": size, "batch": 1, "memory": None, "dtype": "bfloat16"}
@@ -65,7 +66,7 @@ ROWS: list[dict[str, Any]] = [
     *({"model": "int8", "size": (512, 512), "batch": 1, "memory": memory, "dtype": "bfloat16"}
       for memory in (4, 10)),
     *({"model": "int8", "size": (512, 512), "batch": 1, "memory": memory, "dtype": "bfloat16",
-       "quantise": "int8"} for memory in (4, None)),
+       "quantize": "int8"} for memory in (4, None)),
 ]  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def main() -> None:
         found = run(place, row)
         size = "x".join(map(str, row["size"]))
         what = f"| {number} | {row['model']} | {size} | {row['batch']} | {row['memory'] or '-'} | "
-        what += f"{row.get('quantise', '')} {row['dtype']} | "
+        what += f"{row.get('quantize', '')} {row['dtype']} | "
         if "error" in found:
             print(f"{what}{found['error']} |")
             continue

@@ -109,19 +109,23 @@ def step_of_openvino(folder: Path, size: int) -> Callable[[], Any]:
 
 
 def step_of_danqing(
-    folder: Path, size: int, *, int8: bool = False, compile_with: str = "off"
+    folder: Path, size: int, *, int8: bool = False, compiler: str = "off"
 ) -> Callable[[], Any]:
     import torch
 
     from danqing.engine import Engine
     from danqing.networks.hoisting import Hoisted, hoisted, modulations
+    from danqing.options import Options
     from danqing.request import Request
 
     request = Request(prompt="a", height=size, width=size, num_inference_steps=100)
     engine = Engine.open(
-        folder, device="cpu", dtype="bfloat16", quantise="int8" if int8 else "off",
-        compile_with=compile_with, planned_for=request,
-    )  # fmt: skip
+        folder,
+        Options(
+            device="cpu", dtype="bfloat16", quantize="int8" if int8 else "off", compile=compiler
+        ),
+        planned_for=request,
+    )
     given = inputs(size, torch.bfloat16)
     network = engine._load(["transformer"], [], None)["transformer"]
     network.pos_embed.prepare(torch.cat([given["txt_ids"], given["img_ids"]]), torch.device("cpu"))
@@ -156,7 +160,7 @@ STEPS: dict[str, Callable[[Path, int], Callable[[], Any]]] = {
     "diffusers": step_of_diffusers,
     "danqing": step_of_danqing,
     "danqing --compile inductor": lambda folder, size: step_of_danqing(
-        folder, size, compile_with="inductor"
+        folder, size, compiler="inductor"
     ),
     "danqing int8": lambda folder, size: step_of_danqing(folder, size, int8=True),
     "torchao int8": step_of_torchao,

@@ -13,6 +13,7 @@ import argparse
 import statistics
 
 from danqing.engine import Engine
+from danqing.options import Options
 from danqing.request import Request
 
 
@@ -28,11 +29,10 @@ def main() -> None:
         num_inference_steps=options.steps,
     )  # fmt: skip
     seconds: dict[str, list[float]] = {"resident": [], "streamed": []}
+    plain = Options(device="cpu", dtype="bfloat16")
     engines = {
-        "resident": Engine.open(options.folder, device="cpu", dtype="bfloat16"),
-        "streamed": Engine.open(
-            options.folder, device="cpu", dtype="bfloat16", memory=4 << 30, planned_for=request
-        ),
+        "resident": Engine.open(options.folder, plain),
+        "streamed": Engine.open(options.folder, plain.replace(memory=4 << 30), planned_for=request),
     }
     assert all(engine.plan.placement == name for name, engine in engines.items())
     digests = set()

@@ -11,7 +11,6 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from danqing.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import torch
     from PIL.Image import Image
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from danqing.models.prompt_cache import PromptCache
     from danqing.networks.compiling import CompileClock
     from danqing.networks.streaming import Streaming
+    from danqing.options import Options
     from danqing.runner import Inside, Listener, Probe
 
 RANDOM_SEED_BITS = 32
@@ -67,6 +68,7 @@ class Engine:
         checkpoint: the weights.
         spec: which model it is and what it takes.
         plan: what will happen, with reasons.
+        options: how it was asked to run.
     """
 
     def __init__(
@@ -75,9 +77,9 @@ class Engine:
         model: Model,
         device: devices.Device,
         the_plan: plan.Plan,
-        places: Mapping[str, devices.Device] = {},
         *,
-        prompt_cache: str | Path | None = None,
+        places: Mapping[str, devices.Device],
+        options: Options,
     ) -> None:
         """Keep the parts; `Engine.open` finds and checks them."""
         self.checkpoint = checkpoint
@@ -92,7 +94,7 @@ class Engine:
         self._encoded: dict[tuple[Any, ...], tuple[Any, tuple[str, ...]]] = {}
         self._hooks: _Hooks | None = None
         self._probing = False
-        self._prompt_folder = prompt_cache
+        self.options = options
         self._streaming: Streaming | None = None
         self._busy = False
 
@@ -100,55 +102,43 @@ class Engine:
     def open(
         cls,
         weights_at: str | Path | weights.Checkpoint,
+        options: Options,
         *,
-        device: str = "auto",
-        dtype: str = "auto",
-        placement: str = "auto",
-        attention: str = "auto",
-        deterministic: bool = False,
-        compile_with: str = "off",
-        fused: str = "auto",
-        place: Mapping[str, str] | None = None,
-        components: Mapping[str, str | Path] | None = None,
-        allow_pt: bool = False,
-        memory: int | None = None,
-        tile: str = "auto",
-        quantise: str = "off",
-        prompt_cache: str | Path | None = None,
         planned_for: Request | None = None,
         batch: int = 1,
     ) -> Engine:
-        """Open a checkpoint, or take one that is open; see `danqing.open`."""
+        """Open a checkpoint, or take one that is open; see `danqing.open`.
+
+        Args:
+            weights_at: where the checkpoint is, or the checkpoint itself.
+            options: how the model runs.
+            planned_for: the request that memory is planned for; the model's own if left out.
+            batch: images of it computed together.
+        """
         with LAZY_IMPORTS:
-            if allow_pt:
+            if options.allow_pt:
                 devices.import_torch()  # before anything else does: it reads the file
             checkpoint = (
                 weights_at
                 if isinstance(weights_at, weights.Checkpoint)
-                else weights.open_checkpoint(weights_at, components, allow_pt=allow_pt)
+                else weights.open_checkpoint(
+                    weights_at, options.components, allow_pt=options.allow_pt
+                )
             )
             spec = models.identify(checkpoint)
             devices.import_torch()
-            selection = devices.select(device)
-            places = {name: devices.select(where).device for name, where in (place or {}).items()}
+            selection = devices.select(options.device)
+            places = {name: devices.select(where).device for name, where in options.place.items()}
             model = models.open_model(checkpoint, spec)
             the_plan = plan.make_plan(
                 model,
                 selection,
-                dtype,
-                placement,
-                attention=attention,
-                deterministic=deterministic,
-                compile_with=compile_with,
-                fused=fused,
+                options,
                 places=places,
-                memory=memory,
-                tile=tile,
-                quantise=quantise,
                 request=None if planned_for is None else spec.resolve(planned_for)[0],
-                pictures=batch,
+                images=batch,
             )
-        return cls(checkpoint, model, selection.device, the_plan, places, prompt_cache=prompt_cache)
+        return cls(checkpoint, model, selection.device, the_plan, places=places, options=options)
 
     def __enter__(self) -> Self:
         """Return the engine itself."""
@@ -245,7 +235,9 @@ class Engine:
             return
         with self._computing(listen):
             for stage, names in self._model.stages.items():
-                if stage != "encode" or self._prompt_folder is None:  # else it may not be needed
+                if (
+                    stage != "encode" or self.options.prompt_cache is None
+                ):  # else it may not be needed
                     self._load(names, self._loads, listen)
 
     def generate(
@@ -514,7 +506,7 @@ class Engine:
     def _prompts(self) -> PromptCache | None:
         from danqing.models.prompt_cache import PromptCache
 
-        if self._prompt_folder is None:
+        if self.options.prompt_cache is None:
             return None
         origin = self._origin
         kernels = (origin.attention, origin.device["fused"], origin.device["deterministic"])
@@ -522,7 +514,7 @@ class Engine:
             origin.model["fingerprint"], origin.dtypes, origin.versions, kernels,
             origin.device["chip"], origin.device["threads"], origin.device["software"],
         ]  # fmt: skip
-        return PromptCache(Path(self._prompt_folder), {"made_by": made_by})
+        return PromptCache(self.options.prompt_cache, {"made_by": made_by})
 
     def _paint_batch(
         self, work: _Work, indexes: Sequence[int], before: Sequence[StageCost]

@@ -9,7 +9,6 @@ import pytest
 from typer.testing import CliRunner
 
 from danqing.cli import app
-from danqing.quantities import parse_size
 from tests import sparse
 
 if TYPE_CHECKING:
@@ -92,13 +91,4 @@ def test_generate_follows_the_plan(tmp_path: Path) -> None:
     assert json.loads(ran.stdout)["provenance"]["placement"] == "streamed"
     ran = invoke("generate", "a boat", *options, "--memory", "many")
     assert ran.exit_code == 2
-    assert "names no size" in ran.output
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("8GiB", 8 * GIB), ("7.5 gib", 15 * GIB // 2), ("12000MB", 12 * 10**9), ("4G", 4 * 10**9),
-     ("1024", 1024), ("many", None), ("-3GiB", None), ("3XB", None), ("", None)],
-)  # fmt: skip
-def test_sizes(text: str, size: int | None) -> None:
-    assert parse_size(text) == size
+    assert "invalid memory size" in ran.output

@@ -43,7 +43,7 @@ def deepgen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def paint(place: Path, *, count: int = 1, batch: int = 1, **opening: object) -> list[Picture]:
-    with danqing.open(place, device=CPU, **opening) as engine:  # type: ignore[arg-type]
+    with danqing.open(place, device=CPU, **opening) as engine:
         request = Request(
             prompt="a boat", seed=3, height=64, width=96, num_inference_steps=3,
             num_images_per_prompt=count,

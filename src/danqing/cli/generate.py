@@ -30,8 +30,8 @@ from danqing.errors import (
 from danqing.escaping import escape
 from danqing.files import expand
 from danqing.models import identify
+from danqing.options import Options
 from danqing.pictures import check_target, fill_template
-from danqing.quantities import parse_size
 from danqing.request import Request, request_from_record
 from danqing.weights import POCKET, Checkpoint, open_checkpoint
 
@@ -215,10 +215,7 @@ def read_memory(text: str | None) -> int | None:
     """
     if text is None:
         return None
-    found = parse_size(text)
-    if not found:
-        raise RequestError("--memory names no size", seen=text, allowed="8GiB, 12000MB, ...")
-    return found
+    return Options(memory=text).memory
 
 
 def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
@@ -232,22 +229,22 @@ def open_engine(checkpoint: Checkpoint, opening: Opening) -> Engine:
     try:
         from danqing.engine import Engine
 
-        return Engine.open(
-            checkpoint,
+        options = Options(
             device=opening.device,
             dtype=opening.dtype,
             placement=opening.placement,
             memory=opening.memory,
             tile=opening.tile,
-            quantise=opening.quantise,
+            quantize=opening.quantise,
             prompt_cache=opening.prompt_cache,
-            planned_for=opening.planned_for,
-            batch=opening.batch,
             attention=opening.attention,
             deterministic=opening.deterministic,
-            compile_with=opening.compile_with,
+            compile=opening.compile_with,
             fused=opening.fused,
             place=opening.place,
+        )
+        return Engine.open(
+            checkpoint, options, planned_for=opening.planned_for, batch=opening.batch
         )
     finally:
         gc.freeze()

@@ -7,7 +7,7 @@ import math
 import sys
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from danqing.devices import OWN_ATTENTION
 from danqing.errors import DoesNotFitError, DtypeError, KernelError, RequestError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from danqing.devices import Device, Selection
     from danqing.models.base import Model
+    from danqing.options import Options
     from danqing.plan.rates import Rates
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -153,76 +154,58 @@ class Plan:
 def make_plan(
     model: Model,
     selection: Selection,
-    dtype: str,
-    placement: str = "auto",
+    options: Options,
     *,
-    attention: str = "auto",
-    deterministic: bool = False,
-    compile_with: str = "off",
-    fused: str = "auto",
-    places: Mapping[str, Device] = {},
-    memory: int | None = None,
-    tile: str = "auto",
-    quantise: str = "off",
+    places: Mapping[str, Device],
     request: Request | None = None,
-    pictures: int = 1,
+    images: int = 1,
 ) -> Plan:
     """Decide how a model runs on a device.
 
     Args:
         model: with its checkpoint; its stages say which components are needed together.
         selection: the device.
-        dtype: `auto`, or one of `DTYPES`.
-        placement: `auto`, `resident`, `staged` or `streamed`.
-        attention: `auto`: the device's preferred one; `torch`: the one torch prefers; or a name.
-        deterministic: only kernels that give the same bits again.
-        compile_with: `off`, or a compiler of the device.
-        fused: `auto`: those the device prefers; `off`, `all`, or names with commas between.
+        options: what was asked for.
         places: components that are elsewhere.
-        memory: bytes that the run may take; those that are free, if it is left out.
-        tile: `auto`: the autoencoder decodes in tiles if the whole picture does not fit; `off`; or
-            their side in pixels.
-        quantise: `off`; `int8`: the transformer's blocks compute with bytes, which is not exact.
-        request: resolved: what the memory is planned for; a picture of the model's own size.
-        pictures: computed together.
+        request: resolved: what the memory is planned for; an image of the model's own size.
+        images: computed together.
 
     Raises:
-        RequestError: there is no such placement or attention, or so many pictures cannot be
-            computed together.
+        RequestError: unknown attention, invalid tile or batch size.
         DtypeError: the device does not compute in this dtype.
         KernelError: the device has no such attention, compiler or fused kernel.
         DoesNotFitError: it does not fit, not even streamed.
     """
-    check_batch(pictures)
+    check_batch(images)
     device = selection.device
-    chosen, why = _choose_dtype(model, device, dtype)
+    chosen, why = _choose_dtype(model, device, options.dtype)
     # a compiler fuses for itself, and cannot look into kernels that are not torch's
-    preferred = device.preferred(chosen) if compile_with == "off" else ("auto", ())
-    attention = preferred[0] if attention == "auto" else attention
-    chosen_fused = preferred[1] if fused == "auto" else _fused(fused, device)
+    preferred = device.preferred(chosen) if options.compile == "off" else ("auto", ())
+    attention = preferred[0] if options.attention == "auto" else options.attention
+    chosen_fused = preferred[1] if options.fused == "auto" else _fused(options.fused, device)
     components = tuple(_components(model, device, chosen, places))
     if request is None:
         request, _ = model.spec.resolve(Request(prompt="a"))
     latents = tuple(int(side) for side in model.draw(request, 0)[0].shape[-2:])
     per = (request.height or 0) // latents[0]
-    sides = _sides(tile, latents, per)
-    work = _work(model, device, request, pictures, components, latents, sides)
-    _check_quantise(quantise, device)
+    sides = _sides(options.tile, latents, per)
+    work = _work(model, device, request, images, components, latents, sides)
+    _check_quantize(options, device)
     fitting = _Fitting(
         model,
         device,
         components,
         work,
         dtype=chosen,
-        memory=memory,
-        tiles="may" if tile == "auto" else "must",
-        int8=quantise == "int8",
+        memory=options.memory,
+        tiles="may" if options.tile == "auto" else "must",
+        int8=options.quantize == "int8",
     )
-    arranged, place_why = fitting.choose(placement)
-    if compile_with != "off" and arranged.streamed:
+    arranged, place_why = fitting.choose(options.placement)
+    if options.compile != "off" and arranged.streamed:
         raise KernelError(
             "what is streamed cannot be compiled: its weights come and go",
-            seen=f"--compile {compile_with}, and {place_why}",
+            seen=f"--compile {options.compile}, and {place_why}",
             hint="--compile off, or more memory",
         )
     return Plan(
@@ -236,8 +219,8 @@ def make_plan(
         dtype_reason=why,
         attention=attention,
         attention_reason=_attention(attention, device, chosen),
-        deterministic=deterministic,
-        compiled=_compiler(compile_with, device),
+        deterministic=options.deterministic,
+        compiled=_compiler(options.compile, device),
         fused=chosen_fused,
         placement=arranged.placement,
         placement_reason=place_why,
@@ -247,7 +230,7 @@ def make_plan(
         tile=arranged.tile * per,
         limit_bytes=fitting.limit,
         limit_reason=fitting.limit_reason,
-        picture=_in_words(request, pictures),
+        picture=_in_words(request, images),
         activation_bytes=dict(work.activations),
         peak_bytes=dict(arranged.peaks),
         seconds=fitting.seconds(arranged),
@@ -255,15 +238,13 @@ def make_plan(
     )
 
 
-def _check_quantise(asked: str, device: Device) -> None:
+def _check_quantize(options: Options, device: Device) -> None:
     import torch
 
-    if asked not in ("off", "int8"):
-        raise RequestError("there is no such quantisation", seen=asked, allowed="off, int8")
-    if asked == "int8" and device.int8_linear(torch.zeros(16, 16), None) is None:
+    if options.quantize == "int8" and device.int8_linear(torch.zeros(16, 16), None) is None:
         raise KernelError(
             f"{device.name} ({device.chip}) has no arithmetic in int8 that danqing knows",
-            seen="--quantise int8",
+            seen="--quantize int8",
             allowed="off",
         )
 
@@ -498,12 +479,9 @@ class _Fitting:
         """Return the first arrangement that fits, of those asked for, and why it is that one.
 
         Raises:
-            RequestError: nothing is called what was asked for.
+            RequestError: nothing can be streamed.
             DoesNotFitError: none fits; it says what would.
         """
-        allowed = ("auto", *get_args(Placement))
-        if asked not in allowed:
-            raise RequestError("there is no such placement", seen=asked, allowed=", ".join(allowed))
         limit = math.inf if self.limit is None else self.limit
         tried: list[Arrangement] = []
         for found in self._arrangements(asked):
@@ -512,9 +490,7 @@ class _Fitting:
                     return one, self._reason(one, asked, tried)
                 tried.append(one)
         if not tried:
-            raise RequestError(
-                "nothing in this model is large enough to be streamed", seen=f"--placement {asked}"
-            )
+            raise self._nothing_to_stream(asked)
         raise self._too_large(tried, asked)
 
     def _tilings(self, found: Arrangement, limit: float) -> Iterator[Arrangement]:
@@ -547,6 +523,17 @@ class _Fitting:
         if self.limit is None:
             text += f"; {self.limit_reason}"
         return text
+
+    def _nothing_to_stream(self, asked: str) -> RequestError:
+        if self._int8 and asked not in ("auto", "streamed"):
+            return RequestError(
+                "--quantize int8 needs streamed blocks: they are quantized as they are read",
+                seen=f"--placement {asked}",
+                allowed="auto, streamed",
+                hint="leave out --placement: blocks that fit in memory stay there",
+            )
+        asked = "--quantize int8" if self._int8 else f"--placement {asked}"
+        return RequestError("no block of this model is large enough to be streamed", seen=asked)
 
     def _too_large(self, tried: Sequence[Arrangement], asked: str) -> DoesNotFitError:
         least = min(tried, key=lambda found: found.peak)
