@@ -60,7 +60,8 @@ def settings_page() -> Iterator[str]:
     from danqing.cli.options import flags
     from danqing.models import deepgen, identify
     from danqing.models.flux import spec
-    from danqing.request import Request, allowed_range
+    from danqing.request import Request
+    from danqing.validation import allowed_values
     from danqing.weights import POCKET, open_checkpoint
 
     yield "# Settings of a request\n"
@@ -78,7 +79,7 @@ def settings_page() -> Iterator[str]:
             "`PROMPT`, `--prompt`" if name == "prompt" else ", ".join(f"`{f}`" for f in flags(name))
         )
         cells = " | ".join(_default(one, name, field.default) for one in specs)
-        allowed = allowed_range(name) or "text"
+        allowed = allowed_values(Request, name) or "text"
         yield f"| `{name}` | {shown} | {allowed} | {cells} | {field.description} |"
 
 

@@ -22,13 +22,13 @@ from pydantic import (
     model_validator,
 )
 
-from danqing.errors import RequestError, UnknownSettingError
+from danqing.errors import RequestError
 from danqing.references import Reference, read_references
+from danqing.validation import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from pydantic_core import ErrorDetails
     from typing_extensions import Self
 
 
@@ -125,7 +125,7 @@ class Request(BaseModel):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            raise _explain(error.errors(include_url=False)) from error
+            raise explain(error, Request) from error
 
     @model_validator(mode="after")
     def _check(self) -> Request:
@@ -188,37 +188,6 @@ def _check_text(name: str, text: str, *, empty_is_fine: bool = False) -> None:
             )
 
 
-_OUT_OF_RANGE = ("greater_than_equal", "less_than_equal", "literal_error")
-
-
-def _explain(faults: Sequence[ErrorDetails]) -> RequestError:
-    """Turn pydantic's list of faults into one error, in the user's words."""
-    fault = faults[0]
-    name = ".".join(map(str, fault["loc"]))
-    seen = repr(fault.get("input"))[:80]
-    kind = fault["type"]
-    if kind == "extra_forbidden":
-        return UnknownSettingError(
-            f"unknown setting {name!r}",
-            seen=name,
-            allowed=", ".join(Request.model_fields),
-            setting=name,
-        )
-    if kind == "missing":
-        return RequestError(
-            f"{name} is missing", allowed="every request has a prompt", setting=name
-        )
-    if kind in _OUT_OF_RANGE:
-        what = "is none of the words" if kind == "literal_error" else "is out of range"
-        return RequestError(
-            f"{name} {what}",
-            seen=seen,
-            allowed=allowed_range(name) or fault["msg"],
-            setting=name,
-        )
-    return RequestError(f"{name} cannot be used", seen=seen, allowed=fault["msg"], setting=name)
-
-
 def check_batch(batch: int) -> None:
     """See that so many pictures can be computed together.
 
@@ -227,18 +196,6 @@ def check_batch(batch: int) -> None:
     """
     if not 1 <= batch <= MAX_BATCH:
         raise RequestError("batch is out of range", seen=batch, allowed=f"1 to {MAX_BATCH}")
-
-
-def allowed_range(name: str) -> str | None:
-    """Return what a setting's value may be, in words; None where anything may."""
-    schema = Request.model_json_schema()["properties"].get(name, {})
-    for option in [schema, *schema.get("anyOf", [])]:
-        if "enum" in option:
-            return ", ".join(option["enum"])
-        if "minimum" in option and "maximum" in option:
-            kind = "whole numbers from " if option["type"] == "integer" else ""
-            return f"{kind}{option['minimum']} to {option['maximum']}"
-    return None
 
 
 def request_from_record(record: Mapping[str, Any], changes: Mapping[str, Any] = {}) -> Request:

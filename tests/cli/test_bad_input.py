@@ -421,7 +421,7 @@ def test_bad_requests(
     ("line", "words"),
     [
         ('{"prompt": "x", "colour": 1}', "unknown setting 'colour'"),
-        ('{"prompt": "x", "height": "tall"}', "height cannot be used"),
+        ('{"prompt": "x", "height": "tall"}', "invalid height"),
         ('{"prompt": "x"', "begins like a JSON object"),
         ('{"height": 64}', "prompt is missing"),
         ('{"prompt": ""}', "prompt is empty"),

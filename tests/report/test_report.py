@@ -201,7 +201,7 @@ def test_a_damaged_report_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
     ran = invoke("report", "--views", tmp_path / "report.json")
     assert ran.exit_code == 7
-    assert "this is no report of danqing" in ran.output
+    assert "invalid or damaged report" in ran.output
     assert invoke("report", "--views", tmp_path / "missing.json").exit_code == 7
 
 

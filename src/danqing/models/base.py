@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from danqing.errors import NoEffectError, RequestError
 from danqing.models.slots import STAGES, names_in_stage, names_with_role, required_names
-from danqing.request import allowed_range
+from danqing.request import Request
+from danqing.validation import allowed_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from danqing.models.slots import Role, Slot
     from danqing.networks.streaming import Streaming, Unit
-    from danqing.request import Request
     from danqing.weights import Checkpoint
 
     Modules = Mapping[str, Any]
@@ -79,7 +79,7 @@ class ModelSpec:
         self._refuse_without_effect(request)
         for name, limit in self.limits.items():
             if (getattr(request, name) or 0) > limit:
-                low = (allowed_range(name) or "up to").split(" to ")[0]
+                low = (allowed_values(Request, name) or "up to").split(" to ")[0]
                 raise RequestError(
                     f"{name} is too large for {self.title}",
                     seen=getattr(request, name),

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from danqing.errors import OutputError
 from danqing.files import read_regular
+from danqing.validation import explain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -352,10 +353,16 @@ def read_report(path: Path) -> Report:
         raise OutputError(
             "the report cannot be read", seen=f"{path}: {error.strerror or error}"
         ) from error
-    except (ValueError, ValidationError, RecursionError) as error:
-        schema = str(data.get("report_schema"))[:20] if isinstance(data, dict) else None
-        raise OutputError(
-            "this is no report of danqing, or it is damaged",
-            seen=f"{path}: schema {schema}, {str(error).splitlines()[0][:120]}",
-            allowed=f"report.json of schema {SCHEMA}",
-        ) from error
+    except ValidationError as error:
+        raise _invalid(path, explain(error, Report, noun="field"), data) from error
+    except (ValueError, RecursionError) as error:
+        raise _invalid(path, error, data) from error
+
+
+def _invalid(path: Path, error: Exception, data: Any) -> OutputError:
+    schema = str(data.get("report_schema"))[:20] if isinstance(data, dict) else None
+    return OutputError(
+        "invalid or damaged report",
+        seen=f"{path}: schema {schema}, {str(error).splitlines()[0][:120]}",
+        allowed=f"report.json of schema {SCHEMA}",
+    )

@@ -19,6 +19,7 @@ from danqing.escaping import escape
 from danqing.references import Reference, read_references
 from danqing.request import MAX_IMAGES, MAX_PROMPT_CHARACTERS, MAX_SEED, Request
 from danqing.serve.jobs import Order
+from danqing.validation import explain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -460,13 +461,7 @@ def read_body(kind: type[_Body], fields: Mapping[str, Scalar], *, from_json: boo
     try:
         return kind.model_validate(fields, strict=from_json)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False)[0]
-    name = ".".join(str(part) for part in fault["loc"])
-    given = fault.get("input")
-    seen = repr(given[:_MAX_NAME] if isinstance(given, str) else given)[:_MAX_NAME]
-    if fault["type"] == "missing":
-        raise RequestError(f"{name} is missing", setting=name)
-    raise RequestError(f"{name} cannot be used", seen=seen, allowed=fault["msg"], setting=name)
+        raise explain(error, kind, noun="parameter") from error
 
 
 def read_order(
