@@ -87,11 +87,11 @@ def _carrying(source: Path, trees: dict[Path, ast.Module]) -> int:
         for path, tree in trees.items()
         if path.relative_to(source).parts[0] in CARRIERS
         for node in ast.walk(tree)
-        if _carries(node)
+        if isinstance(node, (ast.arg, ast.AnnAssign, ast.keyword)) and _carries(node)
     )
 
 
-def _carries(node: ast.AST) -> bool:
+def _carries(node: ast.arg | ast.AnnAssign | ast.keyword) -> bool:
     match node:
         case ast.arg(arg=name):
             return name in OPTIONS
