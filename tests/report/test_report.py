@@ -64,7 +64,7 @@ def test_what_the_json_says(written: Path) -> None:
     assert case.request["prompt"] == PROMPT
     assert case.determinism.passed
     assert case.determinism.pictures.identical
-    assert case.determinism.pictures.psnr_db is None
+    assert case.determinism.pictures.values["psnr_db"] is None
     parity = case.parity
     assert parity is not None
     assert parity.from_trace
@@ -73,7 +73,7 @@ def test_what_the_json_says(written: Path) -> None:
     # the candidate is the CPU in bfloat16: all of its error is the precision's
     for joint in parity.joints:
         assert joint.port == pytest.approx(joint.precision, rel=0.5), joint.name
-    assert parity.picture.psnr_db == pytest.approx(parity.precision.psnr_db)
+    assert parity.picture.values["psnr_db"] == pytest.approx(parity.precision.values["psnr_db"])
     assert sum(parity.picture.histogram) == 64 * 64 * 3
     assert {one.rung for one in case.switches} <= {"identical", "close", "alike", None}
     assert case.timing.steps == 2
@@ -96,7 +96,7 @@ def test_its_pictures(written: Path) -> None:
         for file in (report.cases[0].picture, parity.reference_file, parity.difference_file)
     )
     assert np.array_equal(np.minimum(np.abs(ours - theirs) * parity.difference_factor, 255), away)
-    assert parity.picture.mse == pytest.approx(((ours - theirs) ** 2).mean())
+    assert parity.picture.values["mse"] == pytest.approx(((ours - theirs) ** 2).mean())
     assert read_record(written / report.cases[0].picture.file)["request"]["prompt"] == PROMPT
 
 

@@ -72,9 +72,10 @@ def _told(outcome: Outcome, keep: str | None, *, as_json: bool) -> Outcome:
         outcome.picture.save(Path(keep) / f"{outcome.case.name}.png", overwrite=True)
     if not as_json:
         away = outcome.difference
+        shown = "yes" if outcome.shown else "NO"
         print(
             f"{'passed' if outcome.passed else 'FAILED':8}{outcome.case.name:22}"
-            f"{away.psnr:9.2f}{away.ssim:9.5f}{away.largest:9d}  {'yes' if outcome.shown else 'NO'}"
+            f"{away.psnr:9.2f}{away['ssim']:9.5f}{away.largest:9d}  {shown}"
         )
         sys.stdout.flush()
     return outcome

@@ -55,7 +55,8 @@ def parity_lines(found: Parity, *, lpips: float | None = None) -> Iterator[str]:
         f"({worst.port / worst.precision:.2f} times)"
     )
     learned = "" if lpips is None else f", LPIPS {lpips:.4f}"
-    yield (f"picture    {_seen(found.picture)}{learned}; precision alone: {_seen(found.precision)}")
+    yield f"picture    {_seen(found.picture)}{learned}"
+    yield f"  precision alone: {_seen(found.precision)}"
     for line in found.search:
         yield f"search     {line}"
     if found.culprit:
@@ -89,8 +90,7 @@ def cost_lines(price: Cost | None) -> Iterator[str]:
 
 
 def _seen(difference: Difference) -> str:
-    psnr = "identical" if difference.largest == 0 else f"{difference.psnr:.2f} dB"
-    return f"{psnr}, SSIM {difference.ssim:.5f}, largest {difference.largest}"
+    return "identical" if difference.identical else str(difference)
 
 
 def comparison_lines(found: Comparison, traces: Sequence[Trace]) -> Iterator[str]:

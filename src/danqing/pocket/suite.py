@@ -83,11 +83,11 @@ class Outcome:
             "shown": self.shown,
             "psnr_db": None if psnr == float("inf") else round(psnr, 3),
             "least_psnr_db": round(self.least_psnr, 3),
-            "ssim": round(self.difference.ssim, 6),
-            "mse": round(self.difference.mse, 6),
-            "mean_difference": round(self.difference.mean, 6),
+            "ssim": round(self.difference["ssim"], 6),
+            "mse": round(self.difference["mse"], 6),
+            "mean_difference": round(self.difference["mean"], 6),
             "largest_difference": self.difference.largest,
-            "identical": self.difference.largest == 0,
+            "identical": self.difference.identical,
         }
 
 

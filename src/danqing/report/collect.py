@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from danqing.report import document
 from danqing.verify.lpips import lpips as measure_lpips
-from danqing.verify.metrics import compare, difference_picture, histogram, visible_factor
+from danqing.verify.metrics import (
+    Difference,
+    compare,
+    difference_picture,
+    histogram,
+    visible_factor,
+)
 from danqing.verify.parity import FACTOR
 
 if TYPE_CHECKING:
@@ -183,13 +189,7 @@ def judged(
             for joint in found.joints
         ],
         worst=worst.name,
-        picture=difference(found.candidate.image, found.image).model_copy(
-            update={
-                "lpips": None
-                if lpips is None
-                else measure_lpips(found.candidate.image, found.image, lpips)
-            }
-        ),
+        picture=difference(found.candidate.image, found.image, lpips=lpips),
         precision=_measured(found.precision, []),
         culprit=found.culprit,
         inputs={name: asdict(seen) for name, seen in found.inputs},
@@ -200,21 +200,19 @@ def judged(
     )
 
 
-def difference(candidate: Image, reference: Image) -> document.Difference:
-    """Measure two pictures."""
-    return _measured(compare(candidate, reference), list(histogram(candidate, reference)))
+def difference(
+    candidate: Image, reference: Image, *, lpips: Path | None = None
+) -> document.Difference:
+    """Measure two images by every metric; by LPIPS if its weights are passed."""
+    values = compare(candidate, reference)
+    if lpips is not None:
+        learned = {"lpips": measure_lpips(candidate, reference, lpips)}
+        values = Difference({**values.values, **learned})
+    return _measured(values, list(histogram(candidate, reference)))
 
 
-def _measured(found: Any, counts: list[int]) -> document.Difference:
-    return document.Difference(
-        identical=found.largest == 0,
-        mse=found.mse,
-        largest=found.largest,
-        mean=found.mean,
-        psnr_db=_finite(found.psnr),
-        ssim=found.ssim,
-        histogram=counts,
-    )
+def _measured(values: Difference, counts: list[int]) -> document.Difference:
+    return document.Difference.of(values, histogram=counts)
 
 
 def looked_at(found: sanity.Sanity) -> document.Sanity:

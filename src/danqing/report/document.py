@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -10,9 +11,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from danqing.errors import OutputError
 from danqing.files import read_regular
 from danqing.validation import explain
+from danqing.verify.metrics import METRICS
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from danqing.verify.metrics import Difference as Measured
+    from danqing.verify.metrics import Metric
 
 SCHEMA = 1
 MAX_BYTES = 16_000_000
@@ -127,28 +132,66 @@ class PictureFile(Part):
     pixels_sha256: str
 
 
+def _with_metrics(schema: dict[str, Any]) -> None:
+    """Add a property for each of `METRICS`; a report may lack those that were added later."""
+    first, *last = schema["properties"].items()
+    schema["properties"] = dict([first, *((row.name, _schema_of(row)) for row in METRICS), *last])
+    later = {row.name for row in METRICS if row.added}
+    schema["required"] = [name for name in schema["properties"] if name not in later]
+    schema["additionalProperties"] = False
+
+
+def _schema_of(row: Metric) -> dict[str, Any]:
+    kind = "integer" if row.whole else "number"
+    return {"type": [kind, "null"] if row.nullable else kind, "description": row.meaning}
+
+
 class Difference(Part):
-    """Two pictures, in 8-bit levels.
+    """Two images: whether they are identical, and a number for each of `METRICS`.
 
     Attributes:
         identical: every pixel is equal.
-        mse: mean squared difference.
-        largest: largest difference of a value.
-        mean: mean absolute difference.
-        psnr_db: null for equal pictures, whose PSNR is infinite.
-        ssim: 1 for equal pictures.
-        lpips: learned distance, where its weights were given.
         histogram: how many values differ by 0, 1, ... levels.
     """
 
+    model_config = ConfigDict(extra="allow", json_schema_extra=_with_metrics)
+    __pydantic_extra__: dict[str, int | float | None]
+
     identical: bool
-    mse: float
-    largest: int
-    mean: float
-    psnr_db: float | None
-    ssim: float
-    lpips: float | None = None
     histogram: list[int]
+
+    @classmethod
+    def of(cls, measured: Measured, *, histogram: list[int]) -> Difference:
+        """Return the numbers of two images as the report keeps them."""
+        values = {
+            name: value if math.isfinite(value) else None for name, value in measured.values.items()
+        }
+        return cls.model_validate(
+            {"identical": measured.identical, **values, "histogram": histogram}
+        )
+
+    @model_validator(mode="after")
+    def _follow_the_table(self) -> Difference:
+        rows = {row.name: row for row in METRICS}
+        values = self.values
+        unknown = values.keys() - rows
+        missing = {name for name, row in rows.items() if not row.added} - values.keys()
+        if unknown or missing:
+            msg = f"metrics unknown: {sorted(unknown)}, missing: {sorted(missing)}"
+            raise ValueError(msg)
+        for name, value in values.items():
+            if value is None and not rows[name].nullable:
+                msg = f"{name} must not be null"
+                raise ValueError(msg)
+            if rows[name].whole and not isinstance(value, int):
+                msg = f"{name} must be a whole number"
+                raise ValueError(msg)
+        return self
+
+    @property
+    def values(self) -> dict[str, int | float | None]:
+        """The metrics' numbers by name; null for one that is infinite or was not measured."""
+        return self.__pydantic_extra__
 
 
 class Timing(Part):

@@ -16,14 +16,17 @@ from danqing.escaping import escape
 from danqing.files import read_regular
 from danqing.quantities import size
 from danqing.report import plots
-from danqing.report.words import LANGUAGES, WORDS, word
+from danqing.report.words import LANGUAGES, is_word, word
+from danqing.verify.metrics import METRICS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from danqing.report.document import Difference, Report
+    from danqing.verify.metrics import Metric
 
 _IMAGE_BYTES = 1 << 28
 _PNG = b"\x89PNG\r\n\x1a\n"
-MEASURES = ("mse", "largest", "mean", "pixels_identical", "psnr", "ssim", "lpips")
 
 
 def markdown(report: Report, language: str) -> str:
@@ -67,19 +70,22 @@ def _render(template: Any, **values: Any) -> str:
     return escape(text)
 
 
-def measure(found: Difference | None, name: str, language: str) -> str:
-    """Return one measure of two pictures as text."""
-    if found is None:
+def measured(differences: Sequence[Difference]) -> list[Metric]:
+    """Return the metrics that are measured in any of these."""
+    return [row for row in METRICS if any(_is_measured(row, found.values) for found in differences)]
+
+
+def _is_measured(row: Metric, values: Mapping[str, float | None]) -> bool:
+    """Say whether a metric has a value: null is an infinite one, of a metric that may be."""
+    return row.name in values and (values[row.name] is not None or row.infinite)
+
+
+def measure(found: Difference, row: Metric, language: str) -> str:
+    """Return the value of a metric as text."""
+    if not _is_measured(row, found.values):
         return "-"
-    if name == "pixels_identical":
-        return word("yes" if found.identical else "no", language)
-    if name == "psnr":
-        infinite = word("infinite", language)
-        return infinite if found.psnr_db is None else f"{found.psnr_db:.2f} dB"
-    if name == "lpips":
-        return "-" if found.lpips is None else f"{found.lpips:.4f}"
-    digits = {"mse": ".6f", "largest": "d", "mean": ".4f", "ssim": ".6f"}
-    return format(getattr(found, name), digits[name])
+    value = found.values[row.name]
+    return word("infinite", language) if value is None else row.text(value)
 
 
 def number(value: float | None, digits: str = ".2e") -> str:
@@ -100,7 +106,7 @@ def amount(value: int | None) -> str:
 
 
 _FUNCTIONS = {
-    "MEASURES": MEASURES,
+    "measured": measured,
     "measure": measure,
     "number": number,
     "tera": tera,
@@ -148,7 +154,7 @@ def _link(value: Any) -> _Markdown:
 
 
 def _one(key: str, language: str, **values: Any) -> _Markdown:
-    if str(key) not in WORDS:
+    if not is_word(str(key)):
         return _Markdown(_cell(key))
     values = {
         name: _cell(value) if isinstance(value, str) else value for name, value in values.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from danqing.verify.metrics import METRICS
+
 LANGUAGES = ("en", "zh")
 
 WORDS: dict[str, tuple[str, str]] = {
@@ -121,14 +123,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "two_runs": ("first and second run", "第一次与第二次运行"),
     "to_reference": ("{device} to reference", "{device} 与参考"),
     "precision_alone": ("precision alone", "仅精度造成"),
-    "mse": ("MSE", "MSE"),
-    "largest": ("largest pixel difference", "最大像素差"),
-    "mean": ("mean pixel difference", "平均像素差"),
     "pixels_identical": ("pixels identical", "像素完全一致"),
-    "psnr": ("PSNR", "PSNR"),
     "infinite": ("infinite", "无穷大"),
-    "ssim": ("SSIM", "SSIM"),
-    "lpips": ("LPIPS", "LPIPS"),
     "cost": (
         "With deterministic kernels a picture takes {with_s:.3f} s, without {without_s:.3f} s "
         "({ratio:.2f} times).",
@@ -183,9 +179,20 @@ WORDS: dict[str, tuple[str, str]] = {
 """Key to the English and the Chinese text."""
 
 
+def is_word(key: str) -> bool:
+    """Say whether a key has texts."""
+    return _texts(key) is not None
+
+
+def _texts(key: str) -> tuple[str, str] | None:
+    """Return the texts of a key, which may be the name of a metric."""
+    return WORDS.get(key) or next((row.words for row in METRICS if row.name == key), None)
+
+
 def word(key: str, language: str, **values: object) -> str:
     """Return a text in a language; a key that is no word is returned as it is."""
-    if key not in WORDS:
+    texts = _texts(key)
+    if texts is None:
         return key
-    text = WORDS[key][LANGUAGES.index(language)]
+    text = texts[LANGUAGES.index(language)]
     return text.format(**values) if values else text

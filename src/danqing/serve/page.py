@@ -446,7 +446,11 @@ class _Page:
                 word(language, "same")
                 if not found.largest
                 else word(
-                    language, "measures", psnr=found.psnr, ssim=found.ssim, largest=found.largest
+                    language,
+                    "measures",
+                    psnr=found.psnr,
+                    ssim=found["ssim"],
+                    largest=found.largest,
                 )
             )
         return sides, gr.update(value=tuple(sides), visible=True), text

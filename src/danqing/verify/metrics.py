@@ -1,16 +1,22 @@
-"""Measures between two pictures, or two tensors, of equal size; plain functions, in float64."""
+"""Metrics of two images, or two tensors, of equal size; plain functions, in float64.
+
+`METRICS` is the table of the metrics of two images. The verdict of `verify parity`, the report, its
+JSON schema and its page follow it: to add a metric is to add a row.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from danqing.errors import RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from numpy.typing import NDArray
     from PIL.Image import Image
 
@@ -25,39 +31,101 @@ _CONTRAST_CONSTANT = (0.03 * 255) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """How far two pictures are apart, in 8-bit levels.
+class Metric:
+    """One row of `METRICS`.
 
     Attributes:
-        mse: mean squared difference.
-        largest: the largest difference of any value.
-        mean: mean absolute difference.
-        psnr: peak signal-to-noise ratio in dB; infinite for equal pictures.
-        ssim: structural similarity, 1 for equal pictures.
+        name: in `Difference` and in the report's JSON.
+        measure: computes it from two images of shape (height, width, 3), 0 to 255; None if it is
+            computed elsewhere and put into the table's values (LPIPS needs weights).
+        better: which direction is closer to the reference.
+        format: of its number.
+        unit: after the number.
+        words: its name for people, in English and Chinese.
+        meaning: one line for the JSON schema.
+        verdict_name: in the JSON of `verify parity`, where it differs from `name`.
+        infinite: whether equal images give infinity, which JSON writes as null.
+        added: it is not in reports written by the first versions, which may lack it.
     """
 
-    mse: float
-    largest: int
-    mean: float
-    psnr: float
-    ssim: float
+    name: str
+    measure: Callable[[Values, Values], float] | None
+    better: Literal["lower", "higher"]
+    format: str
+    unit: str = ""
+    words: tuple[str, str]
+    meaning: str
+    verdict_name: str = ""
+    infinite: bool = False
+    added: bool = True
+
+    @property
+    def whole(self) -> bool:
+        """Whether its values are whole numbers."""
+        return self.format.endswith("d")
+
+    @property
+    def nullable(self) -> bool:
+        """Whether a report may have null: the metric may be infinite, or may not be measured."""
+        return self.added or self.infinite
+
+    def text(self, value: float) -> str:
+        """Return a value with its unit."""
+        return f"{value:{self.format}}{' ' * bool(self.unit)}{self.unit}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two images are apart: a value for each metric that was measured."""
+
+    values: Mapping[str, float]
+
+    def __getitem__(self, name: str) -> float:
+        """Return the value of a metric."""
+        return self.values[name]
+
+    @property
+    def psnr(self) -> float:
+        """Peak signal-to-noise ratio in dB; infinite for equal images."""
+        return self.values["psnr_db"]
+
+    @property
+    def largest(self) -> int:
+        """The largest difference of any value, in 8-bit levels."""
+        return int(self.values["largest"])
+
+    @property
+    def identical(self) -> bool:
+        """Whether every pixel is equal."""
+        return not self.largest
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Return the values under their names in a verdict; null for an infinite one."""
+        rows = {row.name: row.verdict_name or row.name for row in METRICS}
+        return {
+            rows[name]: value if math.isfinite(value) else None
+            for name, value in self.values.items()
+        }
+
+    def __str__(self) -> str:
+        """Return the values as one line for people."""
+        return ", ".join(
+            f"{row.words[0]} {row.text(self.values[row.name])}"
+            for row in METRICS
+            if row.name in self.values
+        )
 
 
 def compare(candidate: Image, reference: Image) -> Difference:
-    """Measure two RGB pictures of equal size.
+    """Measure two RGB images of equal size.
 
     Raises:
         RequestError: their sizes differ.
     """
-    away = _levels_apart(candidate, reference).astype(np.float64)
+    _levels_apart(candidate, reference)
     first, second = (np.asarray(one.convert("RGB"), np.float64) for one in (candidate, reference))
-    error = float(np.square(away).mean())
     return Difference(
-        mse=error,
-        largest=int(away.max()),
-        mean=float(away.mean()),
-        psnr=psnr(error),
-        ssim=ssim(first, second),
+        {row.name: row.measure(first, second) for row in METRICS if row.measure is not None}
     )
 
 
@@ -98,6 +166,19 @@ def _levels_apart(candidate: Image, reference: Image) -> NDArray[np.int16]:
     first, second = (np.asarray(one.convert("RGB"), np.int16) for one in (candidate, reference))
     away: NDArray[np.int16] = np.abs(first - second)
     return away
+
+
+def mse(first: Values, second: Values) -> float:
+    """Return the mean squared difference."""
+    return float(np.square(first - second).mean())
+
+
+def _largest(first: Values, second: Values) -> int:
+    return int(np.abs(first - second).max())
+
+
+def _mean(first: Values, second: Values) -> float:
+    return float(np.abs(first - second).mean())
 
 
 def psnr(mse: float) -> float:
@@ -148,6 +229,39 @@ def _blur(values: Values) -> Values:
     rows = sum(weight * values[k : k + height] for k, weight in enumerate(weights))
     blurred: Values = sum(weight * rows[:, k : k + width] for k, weight in enumerate(weights))
     return blurred
+
+
+METRICS: list[Metric] = [
+    Metric(
+        name="mse", measure=mse, better="lower", format=".6f", words=("MSE", "MSE"),
+        meaning="mean squared difference", added=False,
+    ),
+    Metric(
+        name="largest", measure=_largest, better="lower", format="d",
+        words=("largest pixel difference", "最大像素差"), verdict_name="largest_difference",
+        meaning="largest difference of a value, in 8-bit levels", added=False,
+    ),
+    Metric(
+        name="mean", measure=_mean, better="lower", format=".4f",
+        words=("mean pixel difference", "平均像素差"), verdict_name="mean_difference",
+        meaning="mean absolute difference", added=False,
+    ),
+    Metric(
+        name="psnr_db", measure=lambda first, second: psnr(mse(first, second)), better="higher",
+        format=".2f", unit="dB", words=("PSNR", "PSNR"),
+        meaning="peak signal-to-noise ratio; null for equal images: it is infinite",
+        infinite=True, added=False,
+    ),
+    Metric(
+        name="ssim", measure=ssim, better="higher", format=".6f", words=("SSIM", "SSIM"),
+        meaning="structural similarity, 1 for equal images", added=False,
+    ),
+    Metric(
+        name="lpips", measure=None, better="lower", format=".4f", words=("LPIPS", "LPIPS"),
+        meaning="learned distance, if its weights were passed",
+    ),
+]  # fmt: skip
+"""The metrics of two images, in the order in which they are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -465,15 +465,6 @@ def report(found: Parity) -> dict[str, Any]:
     def finite(value: float) -> float | None:
         return value if math.isfinite(value) else None
 
-    def shown(difference: Difference) -> Mapping[str, Any]:
-        return {
-            "psnr_db": finite(difference.psnr),
-            "ssim": difference.ssim,
-            "mse": difference.mse,
-            "mean_difference": difference.mean,
-            "largest_difference": difference.largest,
-        }
-
     bad = found.first_failure
     return {
         "rung": found.rung,
@@ -494,8 +485,8 @@ def report(found: Parity) -> dict[str, Any]:
             }
             for joint in found.joints
         ],
-        "picture": shown(found.picture),
-        "precision": shown(found.precision),
+        "picture": found.picture.as_dict(),
+        "precision": found.precision.as_dict(),
         "reference": dict(found.reference.about["provenance"]),
         "candidate": found.candidate.record()["provenance"],
     }
