@@ -82,7 +82,7 @@ def judge(
     **settings: Any,
 ) -> Parity:  # fmt: skip
     with danqing.open(place, device="cpu") as engine:
-        request, _ = engine.resolve(danqing.Request(prompt=prompt, seed=seed, **settings))
+        request = engine.spec.resolve(danqing.Request(prompt=prompt, seed=seed, **settings))
     with tempfile.TemporaryDirectory() as folder:
         return check_parity(
             exact=lambda: danqing.open(place, device="cpu", dtype="float32"),

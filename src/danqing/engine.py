@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import platform
-import secrets
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from danqing.errors import (
 )
 from danqing.generation import Generation, Picture, Progress, Provenance, StageCost, StageName
 from danqing.references import tilde
-from danqing.request import Request, check_batch
+from danqing.request import Request, Resolved, check_batch
 from danqing.turns import LAZY_IMPORTS, Turns
 from danqing.version import __version__
 
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from danqing.options import Options
     from danqing.runner import Inside, Listener, Probe
 
-RANDOM_SEED_BITS = 32
 KEPT_PROMPTS = 4
 """Prompts whose conditioning is kept; it is small beside the weights."""
 _LIBRARIES = (
@@ -135,7 +133,7 @@ class Engine:
                 selection,
                 options,
                 places=places,
-                request=None if planned_for is None else spec.resolve(planned_for)[0],
+                request=None if planned_for is None else spec.resolve(planned_for),
                 images=batch,
             )
         return cls(checkpoint, model, selection.device, the_plan, places=places, options=options)
@@ -214,20 +212,8 @@ class Engine:
         """Threads that compute, where their number can change the bits of a result."""
         return self._device.threads
 
-    def resolve(self, request: Request) -> tuple[Request, tuple[str, ...]]:
-        """Fill in the model's defaults; return the request with notes for the user.
-
-        Raises:
-            RequestError: a setting cannot be, or would have no effect in this model.
-        """
-        return self.spec.resolve(request)
-
-    def with_seed(self, request: Request) -> Request:
-        """Give a request without a seed the model's own, or a random one."""
-        if request.seed is not None:
-            return request
-        seed = self.spec.defaults.get("seed", secrets.randbits(RANDOM_SEED_BITS))
-        return request.replace(seed=seed)
+    def _resolve(self, request: Request | Resolved) -> Resolved:
+        return request if isinstance(request, Resolved) else self.spec.resolve(request)
 
     def load(self, listen: Listener | None = None) -> None:
         """Read all weights now rather than at the first picture (if the plan keeps them)."""
@@ -242,7 +228,7 @@ class Engine:
 
     def generate(
         self,
-        prompt: str | Request,
+        prompt: str | Request | Resolved,
         /,
         *,
         batch: int = 1,
@@ -252,7 +238,7 @@ class Engine:
         """Make the pictures of one request; those of other threads wait until all are there.
 
         Args:
-            prompt: the prompt, or a whole request.
+            prompt: the prompt, or a whole request; one that this model resolved runs as it is.
             batch: pictures computed together. Together they can be faster, and can differ in the
                 last bits from what each would be alone; the first batch of a shape is measured
                 and the finding is in the provenance.
@@ -268,37 +254,34 @@ class Engine:
             DoesNotFitError: the device ran out of memory.
             BrokenPictureError: the pixels are not finite, black, or one flat colour.
         """
-        request = prompt if isinstance(prompt, Request) else Request(prompt=prompt, **settings)
-        if isinstance(prompt, Request) and settings:
-            request = prompt.replace(**settings)
-        request = self.with_seed(request)
         check_batch(batch)
-        self.resolve(request)  # what cannot be is refused at once, not when its turn comes
+        if isinstance(prompt, str):
+            prompt = Request(prompt=prompt, **settings)
+        elif settings:
+            asked = prompt.request if isinstance(prompt, Resolved) else prompt
+            prompt = asked.replace(**settings)
+        resolved = self._resolve(prompt)  # invalid settings are refused before it waits its turn
         with self._turn(listen):
-            pictures = tuple(self.paint(request, batch=batch, listen=listen))
-        return Generation(pictures=pictures, request=self.resolve(request)[0])
+            pictures = tuple(self.paint(resolved, batch=batch, listen=listen))
+        return Generation(pictures=pictures, request=resolved.request)
 
-    def trace_bytes(self, request: Request) -> int:
+    def trace_bytes(self, request: Resolved) -> int:
         """Return how many bytes of tensors a probe of this request will be shown at the joints.
 
         Args:
-            request: resolved, for one picture.
+            request: for one picture.
         """
         sizes = {part.name: plan.DTYPES[part.dtype] for part in self.plan.components}
         computes = plan.DTYPES[self.plan.dtype]
-        draws = [draw.numel() for draw in self._model.draw(request, request.seed or 0)]
-        latents = 2 * (request.num_inference_steps or 0) * draws[0]
-        pixels = 3 * (request.height or 0) * (request.width or 0)
+        draws = [draw.numel() for draw in self._model.draw(request, request.seed)]
+        latents = 2 * request.num_inference_steps * draws[0]
+        pixels = 3 * request.height * request.width
         conditioning = self._model.conditioning_size(request)
         return (conditioning + latents) * computes + 4 * sum(draws) + pixels * sizes["vae"]
 
-    def tokens(self, request: Request) -> tuple[int, int, int]:
-        """Return the tokens of the prompt, of the pictures to edit, and of a picture painted.
-
-        Args:
-            request: resolved.
-        """
-        return self._model.tokens(request)
+    def tokens(self, request: Request | Resolved) -> tuple[int, int, int]:
+        """Return the tokens of the prompt, of the pictures to edit, and of a picture painted."""
+        return self._model.tokens(self._resolve(request))
 
     def answers(self) -> bool:
         """Say whether the device computes, by letting it add two numbers.
@@ -324,26 +307,25 @@ class Engine:
         found = {} if memory is None else {"total": memory.total_bytes, "free": memory.free_bytes}
         return found if peak is None else {**found, "peak": peak}
 
-    def step_flops(self, request: Request) -> int:
+    def step_flops(self, request: Resolved) -> int:
         """Count the floating-point operations of one denoising step of one picture, by doing it.
 
         Those of matrix products and convolutions, a multiplication and an addition being two
         (torch.utils.flop_counter); attention counts as its two products.
-
-        Args:
-            request: resolved.
         """
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
         from danqing.networks.kernels import attention
 
-        one = request.replace(num_inference_steps=1, num_images_per_prompt=1)
+        one = self.spec.resolve(
+            request.request.replace(num_inference_steps=1, num_images_per_prompt=1)
+        )
         counter = FlopCounterMode(display=False)
         with self._computing():
             conditioning, _ = self._encode(one, [], None)
             modules = self._load(self._model.needs("denoise", one), [], None)
-            drawn = [self._model.draw(one, one.seed or 0)]
+            drawn = [self._model.draw(one, one.seed)]
             # not all fused kernels are counted; the products they stand for are
             with torch.inference_mode(), attention("math"), counter:
                 self._model.denoise(
@@ -378,7 +360,7 @@ class Engine:
 
     def probe(
         self,
-        request: Request,
+        request: Request | Resolved,
         probe: Probe,
         *,
         inside: Inside | None = None,
@@ -419,7 +401,7 @@ class Engine:
 
     def paint(
         self,
-        request: Request,
+        request: Request | Resolved,
         *,
         batch: int = 1,
         listen: Listener | None = None,
@@ -441,14 +423,14 @@ class Engine:
         """
         check_batch(batch)
         # 1. What is asked, with every default filled in.
-        request, notes = self.resolve(self.with_seed(request))
+        request = self._resolve(request)
         with self._computing(listen):
             costs, self._loads = self._loads, []  # what was read beforehand, the first one pays
             # 2. The prompt becomes conditioning, once for all its pictures.
             conditioning, more = self._encode(request, costs, listen)
             look = _Look(probe, pictures=request.num_images_per_prompt)
             seen = look.through(conditioning)
-        work = _Work(request, seen, notes + more, listen, look, previews)
+        work = _Work(request, seen, request.notes + more, listen, look, previews)
         # 3. Noise becomes latents becomes pixels, one picture or batch after the other.
         for first in range(0, request.num_images_per_prompt, batch):
             indexes = range(first, min(first + batch, request.num_images_per_prompt))
@@ -460,7 +442,7 @@ class Engine:
     # --- stages ----------------------------------------------------------------------------------
 
     def _encode(
-        self, request: Request, costs: list[StageCost], listen: Listener | None
+        self, request: Resolved, costs: list[StageCost], listen: Listener | None
     ) -> tuple[Any, tuple[str, ...]]:
         """Return the conditioning of a prompt; that of the last few is kept for other seeds."""
         key = tuple(getattr(request, name) for name in self._model.encode_reads)
@@ -490,14 +472,14 @@ class Engine:
             self._encoded.pop(next(iter(self._encoded)))
         self._encoded[key] = known
 
-    def _from_disk(self, request: Request) -> tuple[Any, tuple[str, ...]] | None:
+    def _from_disk(self, request: Resolved) -> tuple[Any, tuple[str, ...]] | None:
         """Return the conditioning of a prompt that was kept on disk; a probe sees real work."""
         if self._prompts is None or self._probing:
             return None
         return self._prompts.find(self._model.conditioning, self._read_by_encode(request))
 
-    def _read_by_encode(self, request: Request) -> dict[str, Any]:
-        asked = {name: getattr(request, name) for name in self._model.encode_reads}
+    def _read_by_encode(self, request: Resolved) -> dict[str, Any]:
+        asked = {name: getattr(request.request, name) for name in self._model.encode_reads}
         if asked.get("image"):
             asked["image"] = [one.pixels_sha256 for one in asked["image"]]
         return asked
@@ -521,7 +503,7 @@ class Engine:
     ) -> list[Picture]:
         """Make some pictures together; `before` is what was spent on them until here."""
         requests = [work.request.single(index) for index in indexes]
-        drawn = [self._model.draw(request, request.seed or 0) for request in requests]
+        drawn = [self._model.draw(request, request.seed) for request in requests]
         drawn[0] = [work.look(f"draw/{number}", one) for number, one in enumerate(drawn[0])]
         costs = list(before)
         images = self._render(work, drawn, indexes, costs)
@@ -529,7 +511,7 @@ class Engine:
         return [
             Picture(
                 image=image,
-                request=request,
+                request=request.request,
                 index=index,
                 stages=tuple(costs),
                 provenance=replace(
@@ -551,7 +533,7 @@ class Engine:
     ) -> list[Image]:
         """Denoise, decode and check some pictures that are computed together."""
         request, count = work.request, len(drawn)
-        steps = request.num_inference_steps or 0
+        steps = request.num_inference_steps
         modules = self._load(self._model.needs("denoise", request), costs, work.listen)
         with self._stage("denoise", costs, pictures=count, steps=steps):
             watch = _StepWatch(self._device, _item(indexes), steps, work, self._glimpse)
@@ -571,7 +553,7 @@ class Engine:
         return images
 
     def _glimpse(
-        self, step: int, latents: torch.Tensor, velocity: torch.Tensor, request: Request
+        self, step: int, latents: torch.Tensor, velocity: torch.Tensor, request: Resolved
     ) -> Image | None:
         """Return what the first of some pictures will look like, if the decoder is there."""
         needed = self._model.needs("decode", request)
@@ -581,7 +563,7 @@ class Engine:
         return _to_image(self._decoded(self._modules, ends, request)[0])
 
     def _decoded(
-        self, modules: Mapping[str, Any], latents: torch.Tensor, request: Request
+        self, modules: Mapping[str, Any], latents: torch.Tensor, request: Resolved
     ) -> torch.Tensor:
         """Decode as the plan says: whole, or in tiles."""
         from danqing.networks.tiling import decode_in_tiles
@@ -589,7 +571,7 @@ class Engine:
         def decode(part: torch.Tensor) -> torch.Tensor:
             return self._model.decode(modules, part, request)
 
-        tile = self.plan.tile * latents.shape[-2] // (request.height or 1)
+        tile = self.plan.tile * latents.shape[-2] // request.height
         return decode_in_tiles(decode, latents, tile) if tile else decode(latents)
 
     @contextlib.contextmanager
@@ -810,7 +792,7 @@ class Engine:
         """
         if len(drawn) == 1:
             return {"size": 1}
-        shape = (len(drawn), work.request.height or 0, work.request.width or 0)
+        shape = (len(drawn), work.request.height, work.request.width)
         if shape not in self._batch_bits:
             quiet = replace(work, listen=None, look=_Look(None))
             alone = self._render(quiet, drawn[-1:], indexes[-1:], [])[0]
@@ -888,9 +870,9 @@ class _Queue:
 
 @dataclass(frozen=True)
 class _Work:
-    """One request under way: resolved, its prompt encoded."""
+    """One request under way, its prompt encoded."""
 
-    request: Request
+    request: Resolved
     conditioning: Any
     notes: tuple[str, ...]
     listen: Listener | None

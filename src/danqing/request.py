@@ -1,4 +1,4 @@
-"""What is asked: `Request`; no torch here.
+"""What is asked, `Request`, and what a model makes of it, `Resolved`; no torch here.
 
 `Request` is the one definition of a picture's settings: the command line's flags, the JSON lines
 of a prompts file and the reference in the docs are made from its fields.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -154,11 +155,55 @@ class Request(BaseModel):
         now = {name: getattr(self, name) for name in kind.model_fields}
         return kind(**{**now, **changes})
 
-    def single(self, index: int) -> Self:
-        """Return the request for picture `index` alone; its seed must be known."""
+    def select(self, first: int, count: int = 1) -> Self:
+        """Return the request for `count` of its images, from image `first` on.
+
+        Raises:
+            RequestError: it has no seed.
+        """
         if self.seed is None:
             raise RequestError("the request has no seed yet", hint="resolve it first")
-        return self.replace(seed=self.seed + index, num_images_per_prompt=1)
+        return self.replace(seed=self.seed + first, num_images_per_prompt=count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A request as one model runs it: every setting has a value.
+
+    Only `danqing.models.base.ModelSpec.resolve` makes one. A setting that the model does not take
+    has the default below.
+
+    Attributes:
+        request: the request with the model's defaults filled in, as the record keeps it.
+        notes: what the user should know (a rounded size).
+        seed_is_random: neither the request nor the model named a seed, so one was drawn.
+    """
+
+    request: Request
+    notes: tuple[str, ...]
+    seed_is_random: bool
+    prompt: str
+    height: int
+    width: int
+    seed: int
+    num_images_per_prompt: int
+    num_inference_steps: int = 1
+    negative_prompt: str = ""
+    image: tuple[Reference, ...] = ()
+    resize: Resize = "keep"
+    reference_latent: ReferenceLatent = "sample"
+    guidance_scale: float = 0.0
+    max_sequence_length: int = 0
+
+    @property
+    def forecast(self) -> Request:
+        """The request as a dry run shows it: the next run would draw another random seed."""
+        return self.request.replace(seed=None) if self.seed_is_random else self.request
+
+    def single(self, index: int) -> Resolved:
+        """Return the request for image `index` alone."""
+        request = self.request.select(index)
+        return replace(self, request=request, seed=self.seed + index, num_images_per_prompt=1)
 
 
 def _check_text(name: str, text: str, *, empty_is_fine: bool = False) -> None:

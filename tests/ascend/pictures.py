@@ -50,8 +50,9 @@ def main(fused: str) -> None:
                         with danqing.open(
                             place, device=device, dtype=dtype, placement=placement, **options
                         ) as engine:
-                            request = danqing.Request(prompt="a red boat", **settings)
-                            request, _ = engine.resolve(request)
+                            request = engine.spec.resolve(
+                                danqing.Request(prompt="a red boat", **settings)
+                            )
                             traces.append(record(engine, request, folder / f"{device}.trace"))
                         if device != "cpu":
                             after = standin.counts(library)

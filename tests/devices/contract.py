@@ -83,7 +83,7 @@ def traced(
     from danqing.verify.determinism import record
 
     with danqing.open(place, device=device, dtype=dtype, placement=placement) as engine:
-        request, _ = engine.resolve(danqing.Request(prompt="a red boat", **settings))
+        request = engine.spec.resolve(danqing.Request(prompt="a red boat", **settings))
         return record(engine, request, at)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ def same(_: int, latents: torch.Tensor, __: torch.Tensor) -> torch.Tensor:
 
 def stages(engine: danqing.Engine, **settings: Any) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:
     """Run the three stages by hand; return conditioning, pixels, and what was drawn."""
-    request, _ = engine.resolve(danqing.Request(**settings))
+    request = engine.spec.resolve(danqing.Request(**settings))
     model: Any = engine._model
     with torch.inference_mode():
         load = {stage: engine._load(names, [], None) for stage, names in model.stages.items()}
@@ -116,9 +117,8 @@ def test_edits(engine: danqing.Engine, parts: stock.Parts, sizes: list[tuple[int
     """One, two and three pictures of different shapes."""
     images = [picture(width, height, seed) for seed, (height, width) in enumerate(sizes)]
     settings: dict[str, Any] = {"height": 64, "width": 96, "num_inference_steps": 2, "seed": 3}
-    request = danqing.Request(prompt=PROMPT, image=images, **settings)
-    request, _ = engine.resolve(request)
-    fitted = [fitted_size(image, request) for image in request.image or ()]
+    request = engine.spec.resolve(danqing.Request(prompt=PROMPT, image=images, **settings))
+    fitted = [fitted_size(image, request) for image in request.image]
     conditioning, pixels, drawn = stages(engine, prompt=PROMPT, image=images, **settings)
     shown = [stock.pixels_of(im, *size) for im, size in zip(images, fitted, strict=True)]
     sequence, pooled, _ = stock.encode(parts, [PROMPT, NEGATIVE_EDIT], shown)
@@ -148,7 +148,7 @@ def test_without_guidance_the_negative_prompt_still_pads(
 def test_swapping_prompts_swaps_the_branches(engine: danqing.Engine) -> None:
     """v = u + s (c - u) with c and u exchanged and 1 - s is the same velocity."""
     settings: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 1, "seed": 1}
-    request, _ = engine.resolve(
+    request = engine.spec.resolve(
         danqing.Request(prompt="a cat", negative_prompt="a dog", guidance_scale=3.0, **settings)
     )
     model: Any = engine._model
@@ -162,7 +162,7 @@ def test_swapping_prompts_swaps_the_branches(engine: danqing.Engine) -> None:
             context=conditioning.context[rows], pooled=conditioning.pooled[rows], means=(),
             deviations=(),
         )  # fmt: skip
-        asked = request.model_copy(update={"guidance_scale": scale})
+        asked = dataclasses.replace(request, guidance_scale=scale)
         with torch.inference_mode():
             out: torch.Tensor = model.denoise(load, told, [drawn], asked, same)
         return out
@@ -254,7 +254,8 @@ def test_golden_timesteps_of_the_schedule(engine: danqing.Engine) -> None:
     model: Any = engine._model
 
     def times(steps: int) -> list[float]:
-        request = danqing.Request(prompt="a", num_inference_steps=steps, height=64, width=64)
+        asked = danqing.Request(prompt="a", num_inference_steps=steps, height=64, width=64)
+        request = engine.spec.resolve(asked)
         return [float(t) for t in model._schedule(request, torch.device("cpu")).timesteps]
 
     assert times(4) == pytest.approx([1000, 857.6923, 602.1506, 8.9286], abs=1e-3)
@@ -266,7 +267,8 @@ def test_a_schedule_that_shifts_by_resolution_is_followed(tmp_path: Path) -> Non
     folder = toys.write(tmp_path / "dynamic", dynamic=True)
     with danqing.open(folder, device="cpu") as engine:
         model: Any = engine._model
-        request = danqing.Request(prompt="a", num_inference_steps=4, height=64, width=64)
+        asked = danqing.Request(prompt="a", num_inference_steps=4, height=64, width=64)
+        request = engine.spec.resolve(asked)
         scheduler = model._schedule(request, torch.device("cpu"))
     mu = flow.resolution_shift(16, max_shift=1.16)
     expected = stock.load(folder).scheduler
@@ -424,9 +426,9 @@ def test_a_batch_of_edits_is_close_to_single_ones(engine: danqing.Engine) -> Non
 def test_words_alone_read_no_autoencoder_to_encode(deepgen: Path) -> None:
     with danqing.open(deepgen, device="cpu", placement="staged") as engine:
         model: Any = engine._model
-        words, _ = engine.resolve(danqing.Request(prompt="a"))
+        words = engine.spec.resolve(danqing.Request(prompt="a"))
         assert (words.height, words.width) == (192, 192)  # its transformer knows few places
-        edit, _ = engine.resolve(danqing.Request(prompt="a", image=picture(64, 64)))
+        edit = engine.spec.resolve(danqing.Request(prompt="a", image=picture(64, 64)))
         assert model.needs("encode", words) == ("vlm", "connector")
         assert model.needs("encode", edit) == ("vlm", "connector", "vae")
         engine.generate("a", height=64, width=64, num_inference_steps=1)

@@ -25,7 +25,7 @@ def stages(
 ) -> tuple[Any, list[torch.Tensor], torch.Tensor]:
     """Run danqing's three stages by hand; return conditioning, latents after each step, pixels."""
     with danqing.open(folder, device="cpu", dtype=dtype) as engine, torch.inference_mode():
-        request, _ = engine.resolve(danqing.Request(prompt=PROMPT, **settings))
+        request = engine.spec.resolve(danqing.Request(prompt=PROMPT, **settings))
         model: Any = engine._model
         load = {stage: engine._load(names, [], None) for stage, names in model.stages.items()}
         conditioning, _ = model.encode(load["encode"], request)
@@ -168,7 +168,7 @@ def test_packing_is_that_of_diffusers() -> None:
 
 @pytest.mark.parametrize("steps", [1, 4, 28, 50])
 def test_schnell_schedule_is_not_shifted(engine: danqing.Engine, steps: int) -> None:
-    request, _ = engine.resolve(danqing.Request(prompt="x", num_inference_steps=steps))
+    request = engine.spec.resolve(danqing.Request(prompt="x", num_inference_steps=steps))
     model: Any = engine._model
     scheduler = model._schedule(request, tokens=4096, device=torch.device("cpu"))
     expected = torch.linspace(1, 0, steps + 1, dtype=torch.float64)  # BFL, get_schedule
@@ -182,7 +182,7 @@ def test_dev_schedule_is_shifted_by_resolution(
     dev_engine: danqing.Engine, tokens: int, mu: float
 ) -> None:
     assert flow.resolution_shift(tokens) == pytest.approx(mu, abs=1e-6)
-    request, _ = dev_engine.resolve(danqing.Request(prompt="x", num_inference_steps=20))
+    request = dev_engine.spec.resolve(danqing.Request(prompt="x", num_inference_steps=20))
     model: Any = dev_engine._model
     scheduler = model._schedule(request, tokens=tokens, device=torch.device("cpu"))
     t = torch.linspace(1, 0, 21, dtype=torch.float64)[:-1]  # BFL, time_shift with sigma = 1

@@ -35,9 +35,9 @@ def pocket() -> Iterator[danqing.Engine]:
 
 def test_it_is_the_model_when_none_is_named(pocket: danqing.Engine) -> None:
     assert pocket.spec.name == "pocket"
-    request, notes = pocket.resolve(danqing.Request(prompt="a red circle"))
+    request = pocket.spec.resolve(danqing.Request(prompt="a red circle"))
     assert (request.width, request.height, request.num_inference_steps) == (128, 128, 4)
-    assert notes == ()
+    assert request.notes == ()
 
 
 def test_it_fits_in_sixteen_megabytes_of_the_wheel() -> None:

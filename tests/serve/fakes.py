@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from danqing.generation import Picture, Progress, Provenance
+from danqing.models.base import ModelSpec
 from danqing.request import Request
 from danqing.serve.jobs import Order
 from danqing.serve.service import Limits, Service, Worker
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 
     from danqing.runner import Listener
 
-SPEC = SimpleNamespace(
-    title="a fake", defaults={"height": 64, "width": 64}, no_effect={}, size_multiple=16, limits={}
-)
+SPEC = ModelSpec(
+    family="fake", kind="1", title="a fake", defaults={"height": 64, "width": 64}, no_effect={},
+    size_multiple=16, limits={},
+)  # fmt: skip
 PLAN = SimpleNamespace(device="cpu", chip="none", dtype="float32", placement="resident")
 ORIGIN = Provenance(
     model={"name": "fake"}, device={}, dtype="float32", dtypes={}, dtype_reason="", attention="",
@@ -29,7 +31,7 @@ ORIGIN = Provenance(
 
 
 class FakePainter:
-    spec: Any = SPEC
+    spec = SPEC
     plan: Any = PLAN
 
     def __init__(self, gate: threading.Event | None = None) -> None:
@@ -39,12 +41,6 @@ class FakePainter:
 
     def load(self, listen: Listener | None = None) -> None:
         pass
-
-    def resolve(self, request: Request) -> tuple[Request, tuple[str, ...]]:
-        return request, ()
-
-    def with_seed(self, request: Request) -> Request:
-        return request
 
     def tokens(self, request: Request) -> tuple[int, int, int]:
         return 1, 0, 1
@@ -62,7 +58,7 @@ class FakePainter:
             image = Image.new("RGB", (64, 64), (index, 10, 10))
             yield Picture(
                 image=image,
-                request=request.single(index),
+                request=request.select(index),
                 index=index,
                 stages=(),
                 provenance=ORIGIN,

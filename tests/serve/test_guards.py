@@ -288,7 +288,9 @@ def test_a_full_disk_is_told_without_the_journals_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.finding(10)
-def test_an_unknown_failure_is_told_by_its_id_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_failure_is_told_by_its_id_alone(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fastapi.testclient import TestClient
 
     from danqing.serve.app import make_app
@@ -296,11 +298,11 @@ def test_an_unknown_failure_is_told_by_its_id_alone(caplog: pytest.LogCaptureFix
 
     painter = FakePainter()
 
-    def fail(_: Any) -> Any:
+    def fail(*_: Any) -> Any:
         raise ValueError("/home/somebody/secret")
 
     service = make_service(painter)
-    painter.resolve = fail  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(type(painter.spec), "resolve", fail)
     app: Any = guards.Guard(make_app(service, Metrics()), guards.Rules())
     try:
         client = TestClient(app, raise_server_exceptions=False)

@@ -31,7 +31,7 @@ def opened(place: object = "pocket", **options: Any) -> Callable[[], danqing.Eng
 def test_the_switches_there_are(deepgen: Path, tmp_path: Path, dtype: str) -> None:
     for place in ("pocket", deepgen):
         with opened(place)() as engine:
-            request, _ = engine.resolve(danqing.Request(prompt="a boat", **SMALL))
+            request = engine.spec.resolve(danqing.Request(prompt="a boat", **SMALL))
         exact, base = opened(place, dtype="float32"), opened(place, dtype=dtype)
         baseline = prepare(exact, base, request=request, folder=tmp_path)
         switches = {
@@ -54,7 +54,7 @@ def test_a_switch_that_changes_the_picture_is_different(tmp_path: Path) -> None:
     fault = next(one for one in faults.POCKET if one.what.startswith("a block skipped"))
     base = opened(dtype="float32")
     with base() as engine:
-        request, _ = engine.resolve(danqing.Request(prompt="a boat", **SMALL))
+        request = engine.spec.resolve(danqing.Request(prompt="a boat", **SMALL))
     baseline = prepare(base, base, request=request, folder=tmp_path)
     (found, *_) = check_invariance(baseline, {"faulty": lambda: faults.plant(base(), fault)})
     assert found.rung in {"different", "alike"}

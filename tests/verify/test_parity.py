@@ -43,7 +43,7 @@ def judge(
     **settings: Any,
 ) -> Parity:
     with danqing.open(place, device="cpu") as engine:
-        request, _ = engine.resolve(danqing.Request(prompt=PROMPT, seed=3, **settings))
+        request = engine.spec.resolve(danqing.Request(prompt=PROMPT, seed=3, **settings))
     return check_parity(
         exact=lambda: danqing.open(place, device="cpu", dtype="float32"),
         reference=lambda: danqing.open(place, device="cpu", dtype=dtype),
@@ -172,7 +172,7 @@ def test_from_the_command_line() -> None:
 
 def traced(place: str, home: Path, dtype: str, **settings: Any) -> Path:
     with danqing.open(place, device="cpu", dtype=dtype) as engine:
-        request, _ = engine.resolve(danqing.Request(prompt=PROMPT, seed=3, **settings))
+        request = engine.spec.resolve(danqing.Request(prompt=PROMPT, seed=3, **settings))
         return record(engine, request, home / f"{dtype}.trace").path
 
 
@@ -196,9 +196,9 @@ def test_a_fault_is_found_against_a_trace(tmp_path: Path) -> None:
     def opened() -> danqing.Engine:
         return danqing.open("pocket", device="cpu", dtype="float32")
 
-    baseline = prepare_from_trace(
-        trace, opened, opened, request=danqing.Request(**trace.about["request"]), folder=tmp_path
-    )
+    with opened() as engine:
+        request = engine.spec.resolve(danqing.Request(**trace.about["request"]))
+    baseline = prepare_from_trace(trace, opened, opened, request=request, folder=tmp_path)
     assert judge_candidate(baseline, opened).rung == "identical"
     found = judge_candidate(baseline, lambda: faults.plant(opened(), fault))
     assert found.first_failure is not None
@@ -225,7 +225,7 @@ def test_what_cannot_be_a_reference(tmp_path: Path, schnell: Path) -> None:
         assert ran.returncode == code, ran.stderr
         assert wanted in ran.stderr
     with danqing.open("pocket", device="cpu") as engine:
-        request, _ = engine.resolve(danqing.Request(prompt=PROMPT, seed=3))
+        request = engine.spec.resolve(danqing.Request(prompt=PROMPT, seed=3))
         digests = record(engine, request, tmp_path / "digests.trace", digests=True)
     ran = run_danqing("verify", "parity", "--reference", digests.path, "-q")
     assert ran.returncode == 10

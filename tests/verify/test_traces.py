@@ -24,11 +24,13 @@ from tests.conftest import run_danqing
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from danqing.request import Resolved
+
 SMALL: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2, "seed": 3}
 
 
-def resolved(engine: danqing.Engine, **settings: Any) -> danqing.Request:
-    return engine.resolve(danqing.Request(prompt="a cat", **{**SMALL, **settings}))[0]
+def resolved(engine: danqing.Engine, **settings: Any) -> Resolved:
+    return engine.spec.resolve(danqing.Request(prompt="a cat", **{**SMALL, **settings}))
 
 
 def test_the_joints_of_a_run(engine: danqing.Engine, tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_what_a_probe_returns_is_taken(engine: danqing.Engine, tmp_path: Path) -
         return reference.read(name) if name.startswith(("encode/", "draw/")) else None
 
     request = resolved(engine, seed=99)
-    picture = engine.probe(request.replace(prompt="a dog"), forced)
+    picture = engine.probe(request.request.replace(prompt="a dog"), forced)
     assert picture.image.tobytes() == engine.generate(resolved(engine)).image.tobytes()
     assert picture.image.tobytes() != engine.generate(request).image.tobytes()
     only = engine.probe(

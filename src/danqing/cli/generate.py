@@ -198,9 +198,8 @@ def planned_for(opening: Opening, spec: ModelSpec, targets: Sequence[Target]) ->
         return opening
 
     def pixels(target: Target) -> int:
-        request, _ = spec.resolve(target.request)
-        together = min(target.batch, request.num_images_per_prompt)
-        return together * (request.height or 0) * (request.width or 0)
+        request = spec.resolve(target.request)
+        return min(target.batch, request.num_images_per_prompt) * request.height * request.width
 
     largest = max(targets, key=pixels)
     together = min(largest.batch, largest.request.num_images_per_prompt)
@@ -383,9 +382,7 @@ def _from_picture(job: Job, settings: Mapping[str, Any]) -> tuple[Opening, list[
     notes = [*opening.notes]
     _note_threads(recorded.threads, notes)
     # the last bits may depend on the batch, so it is made as it was
-    batch = request.replace(
-        seed=(request.seed or 0) - recorded.position, num_images_per_prompt=recorded.batch
-    )
+    batch = request.select(-recorded.position, recorded.batch)
     return replace(opening, notes=tuple(notes)), [
         Target(
             request=batch,
@@ -466,9 +463,9 @@ def _device_or_auto(name: str, notes: list[str]) -> str:
 
 def check_target_of(spec: ModelSpec, target: Target) -> None:
     """Fail before the work if the request or the output name cannot be."""
-    request, _ = spec.resolve(target.request)
+    request = spec.resolve(target.request)
     path = fill_template(target.output, seed=0, index=0, model=spec.name)
-    check_target(path, pixels=(request.width or 0) * (request.height or 0))
+    check_target(path, pixels=request.width * request.height)
 
 
 def _check_effect(job: Job, targets: list[Target]) -> None:
@@ -533,7 +530,8 @@ class Painter:
 
 def _print_dry_run(engine: Engine, targets: list[Target], *, as_json: bool) -> None:
     for target in targets:
-        request, notes = engine.resolve(target.request)
+        resolved = engine.spec.resolve(target.request)
+        request, notes = resolved.forecast, resolved.notes
         row = {
             "dry_run": True,
             "request": request.model_dump(),

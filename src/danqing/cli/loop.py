@@ -113,10 +113,10 @@ class _Talk:
         """Take over changed settings if a request with them could be."""
         settings = {**self._settings, **changes}
         settings = {name: value for name, value in settings.items() if value is not None}
-        self._engine.resolve(Request(prompt="a prompt", **settings))
+        self._engine.spec.resolve(Request(prompt="a prompt", **settings))
         self._settings = settings
         self._show()
 
     def _show(self) -> None:
-        request, _ = self._engine.resolve(Request(prompt="a prompt", **self._settings))
-        print(f"{describe(request)}, to {self._output}", file=sys.stderr)
+        resolved = self._engine.spec.resolve(Request(prompt="a prompt", **self._settings))
+        print(f"{describe(resolved.forecast)}, to {self._output}", file=sys.stderr)

@@ -20,7 +20,8 @@ def run(job: TraceJob, *, size: str | None, batch: int, as_json: bool) -> None:
     """Print the plan as a table or as JSON."""
     checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
     settings = {**job.settings, **read_size(size, job.settings)}
-    request, notes = identify(checkpoint).resolve(Request(prompt=job.prompt, **settings))
+    resolved = identify(checkpoint).resolve(Request(prompt=job.prompt, **settings))
+    request, notes = resolved.forecast, resolved.notes
     opening = replace(job.opening, planned_for=request, batch=batch)
     with open_engine(checkpoint, opening) as engine:
         if as_json:

@@ -29,7 +29,7 @@ from danqing.report.changes import changes
 from danqing.report.document import read_report
 from danqing.report.views import markdown, page
 from danqing.report.words import LANGUAGES
-from danqing.request import Request
+from danqing.request import Request, Resolved
 from danqing.verify.determinism import check_determinism, measure_cost
 from danqing.verify.parity import RUNGS, judge
 from danqing.verify.sanity import look_at
@@ -152,7 +152,7 @@ def _case(asked: ReportJob, job: TraceJob, name: Any) -> tuple[document.Case, di
             say.plan(engine)
             settings = dict(job.settings)
             asked_for = Request(prompt=job.prompt, **settings)
-            request, notes = engine.resolve(engine.with_seed(asked_for))
+            request = engine.spec.resolve(asked_for)
             job = replace(job, settings={**settings, "seed": request.seed})
             say.note(f"{name}: timing")
             first, timed = _paint(engine, request, asked.repeats)
@@ -177,7 +177,7 @@ def _case(asked: ReportJob, job: TraceJob, name: Any) -> tuple[document.Case, di
             name=name,
             command=shlex.join(["danqing", "generate" if name != "edit" else "edit", *taken]),
             request=record["request"],
-            notes=[*notes, *first.notes],
+            notes=[*request.notes, *first.notes],
             picture=collect.picture_file(first.image, path, asked.out),
             timing=timing,
             sanity=collect.looked_at(look_at(first.image)),
@@ -189,7 +189,7 @@ def _case(asked: ReportJob, job: TraceJob, name: Any) -> tuple[document.Case, di
     )
 
 
-def _paint(engine: Engine, request: Request, repeats: int) -> tuple[Picture, list[Picture]]:
+def _paint(engine: Engine, request: Resolved, repeats: int) -> tuple[Picture, list[Picture]]:
     """Paint once with loading, then as often as is timed; nothing of the prompt is reused."""
     (first,) = engine.generate(request).pictures
     timed: list[Picture] = []
@@ -232,7 +232,7 @@ def _parameters(engine: Engine) -> list[document.Parameter]:
     ]
 
 
-def _elsewhere(job: TraceJob, request: Request, engine: Engine) -> Callable[[Path], Any]:
+def _elsewhere(job: TraceJob, request: Resolved, engine: Engine) -> Callable[[Path], Any]:
     return lambda place: in_another_process(job, request, place, threads=engine.threads)
 
 
@@ -262,11 +262,11 @@ def _against(
     return parity, collect.switched(judge_switches(job, folder))
 
 
-def _typed(request: Request) -> list[str]:
+def _typed(request: Resolved) -> list[str]:
     """Return the arguments that paint this picture, its settings spelled out."""
-    words = [image.record()["path"] or image.name for image in request.image or ()]
+    words = [image.record()["path"] or image.name for image in request.image]
     words.append(request.prompt)
-    for name, value in request.model_dump().items():
+    for name, value in request.request.model_dump().items():
         if name not in ("prompt", "image") and value is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
     return words

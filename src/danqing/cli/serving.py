@@ -125,7 +125,7 @@ def _openers(
         largest = min(side, spec.limits.get("height", side))
         request = Request(prompt="a picture", height=largest, width=largest)
         specs[spec.name] = spec
-        found[spec.name] = (checkpoint, spec.resolve(request)[0])
+        found[spec.name] = (checkpoint, spec.resolve(request).request)
     opening = Opening(
         model_path="", device="auto", dtype=job.dtype, components=components,
         placement=job.placement, memory=read_memory(job.memory), quantise=job.quantise,

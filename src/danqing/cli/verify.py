@@ -33,7 +33,7 @@ from danqing.errors import DanqingError, RequestError, TraceError, UntrustedReco
 from danqing.files import expand
 from danqing.quantities import size
 from danqing.references import read_references
-from danqing.request import Request
+from danqing.request import Request, Resolved
 from danqing.verify.determinism import check_determinism, measure_cost, record
 from danqing.verify.invariance import check_invariance
 from danqing.verify.joints import compare_traces
@@ -159,7 +159,7 @@ def run_trace(job: TraceJob, out: str, *, digests: bool, depth: str, quiet: bool
     if depth not in DEPTHS:
         raise RequestError("there is no such depth", seen=depth, allowed=", ".join(DEPTHS))
     with _opened(job, quiet=quiet) as engine:
-        request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
+        request = _one(engine.spec.resolve(_request(job)))
         wanted = _layers(engine, depth)
         if not quiet:
             expected = _expected(engine, request, wanted, digests=digests)
@@ -191,17 +191,17 @@ def _layers(engine: Any, depth: str) -> dict[str, frozenset[str]]:
 
 
 def _expected(
-    engine: Any, request: Request, wanted: Mapping[str, frozenset[str]], *, digests: bool
+    engine: Any, request: Resolved, wanted: Mapping[str, frozenset[str]], *, digests: bool
 ) -> str:
     """Say how large the trace will be: exactly at the joints, at most inside."""
     at_joints = 0 if digests else engine.trace_bytes(request)
     if not wanted:
         return f"{size(at_joints)} of tensors"
-    steps = request.num_inference_steps or 1
     # a text encoder reads prompt and negative prompt, and every picture to edit
-    others = 2 + len(request.image or ())
+    others = 2 + len(request.image)
     calls = sum(
-        len(paths) * (steps if name == "transformer" else others) for name, paths in wanted.items()
+        len(paths) * (request.num_inference_steps if name == "transformer" else others)
+        for name, paths in wanted.items()
     )
     each = DESCRIBED + (0 if digests else SAMPLE * 4)
     return f"{size(at_joints)} at the joints, and at most {size(2 * calls * each)} inside"
@@ -220,7 +220,7 @@ def run_determinism(
     """Run again and again; print what was found, and return whether it passed."""
     check_rung(require)
     with _opened(job, quiet=quiet or as_json) as engine, scratch_folder() as folder:
-        request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
+        request = _one(engine.spec.resolve(_request(job)))
 
         def elsewhere(place: Path) -> Trace:
             return in_another_process(job, request, place, threads=engine.threads)
@@ -311,7 +311,7 @@ def parity_baseline(
         job = with_request_of(job, trace, prompted=prompted)
     with open_engine(checkpoint, job.opening) as engine:
         Printer(quiet=quiet, as_json=False).plan(engine)
-        request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
+        request = _one(engine.spec.resolve(_request(job)))
         dtype = engine.plan.dtype
         if trace is not None:
             _check_weights(trace, engine.checkpoint.fingerprint)
@@ -441,7 +441,7 @@ def judge_switches(
     checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
     with open_engine(checkpoint, job.opening) as engine:
         Printer(quiet=quiet, as_json=False).plan(engine)
-        request = _one(engine.resolve(engine.with_seed(_request(job)))[0])
+        request = _one(engine.spec.resolve(_request(job)))
         off = [{"fused": "off"}] if engine.plan.fused else []
         switches = [*SWITCHES, *off, *({"fused": name} for name in engine.fused)]
         if compiled:
@@ -493,7 +493,7 @@ def _request(job: TraceJob) -> Request:
     return Request(prompt=job.prompt, **job.settings)
 
 
-def _one(request: Request) -> Request:
+def _one(request: Resolved) -> Resolved:
     if request.num_images_per_prompt != 1:
         raise RequestError(
             "one picture at a time is looked into", seen=request.num_images_per_prompt, allowed="1"
@@ -502,13 +502,14 @@ def _one(request: Request) -> Request:
 
 
 def in_another_process(
-    job: TraceJob, request: Request, place: Path, *, threads: int | None
+    job: TraceJob, request: Resolved, place: Path, *, threads: int | None
 ) -> Trace:
     """Run the same request in a new process; its settings are all spelled out.
 
     With as many threads as here: on a CPU their number may change the last bits.
     """
-    settings = {k: v for k, v in request.model_dump().items() if v is not None and k != "prompt"}
+    asked = request.request.model_dump()
+    settings = {k: v for k, v in asked.items() if v is not None and k != "prompt"}
     flags: list[str] = []
     for name, value in settings.items():
         values = [image["path"] for image in value] if name == "image" else [value]

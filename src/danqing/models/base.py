@@ -6,13 +6,14 @@ time and repeat them as it likes. `ModelSpec` is what can be said without loadin
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from danqing.errors import NoEffectError, RequestError
 from danqing.models.slots import STAGES, names_in_stage, names_with_role, required_names
-from danqing.request import Request
+from danqing.request import Request, Resolved
 from danqing.validation import allowed_values
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     OnBytes = Callable[[int], None]
     OnStep = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
+RANDOM_SEED_BITS = 32
 _ALWAYS = frozenset({"prompt", "seed", "num_images_per_prompt"})
 """Settings that every model takes."""
 
@@ -69,8 +71,8 @@ class ModelSpec:
         """Short name for files: `flux1-schnell`."""
         return self.own_name or f"{self.family}-{self.kind}"
 
-    def resolve(self, request: Request) -> tuple[Request, tuple[str, ...]]:
-        """Fill in what the request leaves out, but for the seed; return it with notes for the user.
+    def resolve(self, request: Request) -> Resolved:
+        """Fill in what the request leaves out; draw a seed if neither it nor the model names one.
 
         Raises:
             NoEffectError: a setting was given that this model would ignore.
@@ -78,11 +80,12 @@ class ModelSpec:
         """
         self._refuse_without_effect(request)
         for name, limit in self.limits.items():
-            if (getattr(request, name) or 0) > limit:
+            value = getattr(request, name)
+            if value is not None and value > limit:
                 low = (allowed_values(Request, name) or "up to").split(" to ")[0]
                 raise RequestError(
                     f"{name} is too large for {self.title}",
-                    seen=getattr(request, name),
+                    seen=value,
                     allowed=f"{low} to {limit}",
                     setting=name,
                 )
@@ -100,7 +103,11 @@ class ModelSpec:
                 notes.append(
                     f"{name} {asked} is no multiple of {multiple}: {changes[name]} is used"
                 )
-        return request.replace(**changes), tuple(notes)
+        filled = request.replace(**changes)
+        seed_is_random = filled.seed is None
+        if seed_is_random:
+            filled = filled.replace(seed=secrets.randbits(RANDOM_SEED_BITS))
+        return _resolved(filled, notes=tuple(notes), seed_is_random=seed_is_random)
 
     def _refuse_without_effect(self, request: Request) -> None:
         """Refuse every setting that is not in `takes`, also those of a `Request` to come."""
@@ -115,6 +122,13 @@ class ModelSpec:
                 hint=f"leave out --{name.replace('_', '-')}",
                 setting=name,
             )
+
+
+def _resolved(request: Request, *, notes: tuple[str, ...], seed_is_random: bool) -> Resolved:
+    names = {field.name for field in fields(Resolved)} & type(request).model_fields.keys()
+    values = {name: getattr(request, name) for name in names}
+    values = {name: value for name, value in values.items() if value is not None}
+    return Resolved(request=request, notes=notes, seed_is_random=seed_is_random, **values)
 
 
 def _shown(value: Any) -> Any:
@@ -150,7 +164,7 @@ class Model(ABC):
         """The components that each stage may need, in the order of the work."""
         return {stage: names_in_stage(self.slots, stage) for stage in STAGES}
 
-    def needs(self, stage: str, request: Request) -> tuple[str, ...]:
+    def needs(self, stage: str, request: Resolved) -> tuple[str, ...]:
         """Return the components that a stage needs for this request."""
         return names_in_stage(self.slots, stage, request)
 
@@ -238,7 +252,7 @@ class Model(ABC):
 
     @abstractmethod
     def activations(
-        self, request: Request, pictures: int, itemsizes: Mapping[str, int]
+        self, request: Resolved, pictures: int, itemsizes: Mapping[str, int]
     ) -> dict[str, int]:
         """Return the bytes that each stage needs beside its weights, at their most.
 
@@ -253,19 +267,19 @@ class Model(ABC):
         """Let go of what was kept of earlier requests."""
 
     @abstractmethod
-    def flops(self, request: Request, pictures: int) -> dict[str, float]:
+    def flops(self, request: Resolved, pictures: int) -> dict[str, float]:
         """Return the operations of each stage, roughly; of `denoise` those of one step."""
 
     @abstractmethod
-    def conditioning_size(self, request: Request) -> int:
+    def conditioning_size(self, request: Resolved) -> int:
         """Return how many numbers `encode` gives for this request, without running it."""
 
     @abstractmethod
-    def encode(self, modules: Modules, request: Request) -> tuple[Any, tuple[str, ...]]:
+    def encode(self, modules: Modules, request: Resolved) -> tuple[Any, tuple[str, ...]]:
         """Turn the prompt into conditioning; return it with notes for the user."""
 
     @abstractmethod
-    def draw(self, request: Request, seed: int) -> list[torch.Tensor]:
+    def draw(self, request: Resolved, seed: int) -> list[torch.Tensor]:
         """Draw everything random of one picture: on the CPU, float32, from this seed alone.
 
         Returns:
@@ -278,7 +292,7 @@ class Model(ABC):
         modules: Modules,
         conditioning: Any,
         drawn: Sequence[Sequence[torch.Tensor]],
-        request: Request,
+        request: Resolved,
         on_step: OnStep,
     ) -> torch.Tensor:
         """Run all steps for a batch of pictures; return latents, one row a picture.
@@ -294,7 +308,7 @@ class Model(ABC):
 
     @abstractmethod
     def glimpse(
-        self, latents: torch.Tensor, velocity: torch.Tensor, step: int, request: Request
+        self, latents: torch.Tensor, velocity: torch.Tensor, step: int, request: Resolved
     ) -> torch.Tensor:
         """Return the latents that the flow would end in if it went on straight from here.
 
@@ -309,11 +323,11 @@ class Model(ABC):
         """
 
     @abstractmethod
-    def tokens(self, request: Request) -> tuple[int, int, int]:
+    def tokens(self, request: Resolved) -> tuple[int, int, int]:
         """Return the tokens of the prompt, of the pictures to edit, and of a picture painted."""
 
     @abstractmethod
-    def decode(self, modules: Modules, latents: torch.Tensor, request: Request) -> torch.Tensor:
+    def decode(self, modules: Modules, latents: torch.Tensor, request: Resolved) -> torch.Tensor:
         """Turn latents into pixels.
 
         Returns:

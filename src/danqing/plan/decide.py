@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from danqing.models.base import Model
     from danqing.options import Options
     from danqing.plan.rates import Rates
+    from danqing.request import Resolved
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Dtypes a model can compute in, and their bytes."""
@@ -157,7 +158,7 @@ def make_plan(
     options: Options,
     *,
     places: Mapping[str, Device],
-    request: Request | None = None,
+    request: Resolved | None = None,
     images: int = 1,
 ) -> Plan:
     """Decide how a model runs on a device.
@@ -167,7 +168,7 @@ def make_plan(
         selection: the device.
         options: what was asked for.
         places: components that are elsewhere.
-        request: resolved: what the memory is planned for; an image of the model's own size.
+        request: what the memory is planned for; left out, an image of the model's default size.
         images: computed together.
 
     Raises:
@@ -185,9 +186,9 @@ def make_plan(
     chosen_fused = preferred[1] if options.fused == "auto" else _fused(options.fused, device)
     components = tuple(_components(model, device, chosen, places))
     if request is None:
-        request, _ = model.spec.resolve(Request(prompt="a"))
+        request = model.spec.resolve(Request(prompt="a"))
     latents = tuple(int(side) for side in model.draw(request, 0)[0].shape[-2:])
-    per = (request.height or 0) // latents[0]
+    per = request.height // latents[0]
     sides = _sides(options.tile, latents, per)
     work = _work(model, device, request, images, components, latents, sides)
     _check_quantize(options, device)
@@ -357,7 +358,7 @@ def _components(
 def _work(  # noqa: PLR0917
     model: Model,
     device: Device,
-    request: Request,
+    request: Resolved,
     pictures: int,
     components: tuple[PlannedComponent, ...],
     latents: tuple[int, ...],
@@ -368,12 +369,12 @@ def _work(  # noqa: PLR0917
     flops = model.flops(request, pictures)
     rounds = -(-request.num_images_per_prompt // pictures)
     height, width = latents
-    joined = 4 * 4 * (request.height or 0) * (request.width or 0) * pictures
+    joined = 4 * 4 * request.height * request.width * pictures
     return Work(
         stages={stage: model.needs(stage, request) for stage in model.stages},
         activations=activations,
         flops={**flops, "decode": rounds * flops["decode"]},
-        steps=rounds * (request.num_inference_steps or 1),
+        steps=rounds * request.num_inference_steps,
         base=device.base_bytes(),
         tiles={
             side: activations["decode"] * min(side, height) * min(side, width) // (height * width)
@@ -606,7 +607,7 @@ class _Fitting:
         return stay / rates.fill_bytes + first + (self._work.steps - 1) * later
 
 
-def _in_words(request: Request, pictures: int) -> str:
+def _in_words(request: Resolved, pictures: int) -> str:
     steps = f"{request.num_inference_steps} steps"
     together = f", {pictures} pictures together" if pictures > 1 else ""
     return f"{request.height}x{request.width} in {steps}{together}"

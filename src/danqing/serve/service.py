@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from danqing.generation import Picture, Progress
-    from danqing.request import Request
+    from danqing.request import Request, Resolved
     from danqing.runner import Listener
     from danqing.serve.jobs import Order, State
     from danqing.serve.journal import Journal
@@ -91,6 +91,9 @@ class Takes(Protocol):
     def limits(self) -> Mapping[str, int]:
         """The largest value of some settings."""
 
+    def resolve(self, request: Request) -> Resolved:
+        """Fill in the model's defaults, and a seed."""
+
 
 class Placed(Protocol):
     """Where a model computes, as `danqing.plan.Plan` says it."""
@@ -125,12 +128,6 @@ class Painter(Protocol):
 
     def load(self, listen: Listener | None = None) -> None:
         """Read the weights now."""
-
-    def resolve(self, request: Request) -> tuple[Request, tuple[str, ...]]:
-        """Fill in the model's defaults."""
-
-    def with_seed(self, request: Request) -> Request:
-        """Give a request without a seed one."""
 
     def tokens(self, request: Request) -> tuple[int, int, int]:
         """Return the tokens of prompt, pictures to edit, and a picture painted."""
@@ -827,13 +824,12 @@ def plan_order(painter: Painter, order: Order, limits: Limits) -> Order:
     Raises:
         RequestError: a setting cannot be, would have no effect, or is beyond a limit.
     """
-    request = painter.with_seed(order.request)
-    request, notes = painter.resolve(request)
-    _check_limit("num_inference_steps", request.num_inference_steps or 0, limits.steps)
-    _check_limit("n", request.num_images_per_prompt, limits.pictures)
+    resolved = painter.spec.resolve(order.request)
+    _check_limit("num_inference_steps", resolved.num_inference_steps, limits.steps)
+    _check_limit("n", resolved.num_images_per_prompt, limits.pictures)
     for name in ("height", "width"):
-        _check_limit(name, getattr(request, name) or 0, limits.side)
-    return replace(order, request=request, notes=(*order.notes, *notes))
+        _check_limit(name, getattr(resolved, name), limits.side)
+    return replace(order, request=resolved.request, notes=(*order.notes, *resolved.notes))
 
 
 def _check_limit(name: str, value: int, most: int) -> None:

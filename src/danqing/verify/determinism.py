@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from danqing.generation import Generation, Picture
-    from danqing.request import Request
+    from danqing.request import Request, Resolved
     from danqing.runner import Inside, Probe
 
 OTHER_PROMPT = "something else, in between"
@@ -26,7 +26,7 @@ class Probed(Protocol):
 
     def probe(
         self,
-        request: Request,
+        request: Request | Resolved,
         probe: Probe,
         /,
         *,
@@ -36,7 +36,7 @@ class Probed(Protocol):
         """Make one picture, its joints shown, and the outputs of some layers."""
         ...
 
-    def generate(self, prompt: Request, /, *, batch: int = 1) -> Generation:
+    def generate(self, prompt: Request | Resolved, /, *, batch: int = 1) -> Generation:
         """Make pictures."""
         ...
 
@@ -106,7 +106,7 @@ class Determinism:
 
 def check_determinism(
     engine: Probed,
-    request: Request,
+    request: Resolved,
     *,
     folder: Path,
     in_another_process: Callable[[Path], Trace] | None = None,
@@ -116,7 +116,7 @@ def check_determinism(
 
     Args:
         engine: opened.
-        request: resolved, for one picture.
+        request: for one picture.
         folder: for the traces, which the caller removes.
         in_another_process: writes a trace of the same request to a place, in a process of its own.
         batch: how many pictures to compute together, to see what that does; 0 for none.
@@ -128,7 +128,7 @@ def check_determinism(
     first, picture = run(engine, request, folder / "first.trace")
     second, second_picture = run(engine, request, folder / "again.trace")
     repeats = [_repeat("again in this process", first, second)]
-    engine.generate(request.replace(prompt=OTHER_PROMPT, seed=(request.seed or 0) ^ 1))
+    engine.generate(request.request.replace(prompt=OTHER_PROMPT, seed=request.seed ^ 1))
     repeats.append(_repeat("after another request", first, again("after")))
     engine.close()
     repeats.append(_repeat("after loading again", first, again("loaded")))
@@ -160,12 +160,12 @@ class Cost:
     identical: bool
 
 
-def measure_cost(opened: Callable[[bool], Probed], request: Request, *, repeats: int = 3) -> Cost:
+def measure_cost(opened: Callable[[bool], Probed], request: Resolved, *, repeats: int = 3) -> Cost:
     """Paint with and without deterministic kernels, in turn, and take the medians.
 
     Args:
         opened: opens the engine, with deterministic kernels only if told so.
-        request: resolved, for one picture.
+        request: for one picture.
         repeats: of each; one more comes first and does not count.
     """
     engines = {asked: opened(asked) for asked in (False, True)}
@@ -193,7 +193,7 @@ def spent(picture: Picture) -> float:
 
 def record(
     engine: Probed,
-    request: Request,
+    request: Resolved,
     path: Path,
     *,
     digests: bool = False,
@@ -206,7 +206,7 @@ def record(
         return recorder.finish(about(picture))
 
 
-def run(engine: Probed, request: Request, path: Path) -> tuple[Trace, Picture]:
+def run(engine: Probed, request: Request | Resolved, path: Path) -> tuple[Trace, Picture]:
     """Run a request; return its trace and its picture."""
     with Recorder(path) as recorder:
         picture = engine.probe(request, recorder)
@@ -225,10 +225,10 @@ def _repeat(way: str, first: Trace, again: Trace) -> Repeat:
 
 
 def _in_a_batch(
-    engine: Probed, request: Request, alone: tuple[Trace, Picture], size: int, place: Path
+    engine: Probed, request: Resolved, alone: tuple[Trace, Picture], size: int, place: Path
 ) -> Batch:
     trace, picture = alone
-    together, first = run(engine, request.replace(num_images_per_prompt=size), place)
+    together, first = run(engine, request.request.replace(num_images_per_prompt=size), place)
     return Batch(
         size=size,
         comparison=compare_traces(together, trace),

@@ -95,7 +95,7 @@ def _in_a_batch(baseline: Baseline, size: int) -> Switch:
     runs = baseline.runs
     engine = runs.reference()
     place = baseline.folder / "batch.trace"
-    trace, picture = run(engine, runs.request.replace(num_images_per_prompt=size), place)
+    trace, picture = run(engine, runs.request.request.replace(num_images_per_prompt=size), place)
     engine.close()
     found = compare_traces(trace, baseline.base)
     first = found.first_divergence
@@ -117,7 +117,7 @@ def _read_before(baseline: Baseline) -> Switch:
     """Paint another seed of the prompt, then this one, whose conditioning is then reused."""
     runs = baseline.runs
     engine = runs.reference()
-    engine.generate(runs.request.replace(seed=(runs.request.seed or 0) ^ 1))
+    engine.generate(runs.request.request.replace(seed=runs.request.seed ^ 1))
     (picture,) = engine.generate(runs.request).pictures
     engine.close()
     away = compare(picture.image, baseline.image)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from danqing.generation import Picture
-    from danqing.request import Request
+    from danqing.request import Resolved
     from danqing.runner import Inside
     from danqing.verify.determinism import Probed
     from danqing.verify.trace import Trace
@@ -133,7 +133,7 @@ def check_parity(
     exact: Callable[[], Probed],
     reference: Callable[[], Probed],
     candidate: Callable[[], Probed],
-    request: Request,
+    request: Resolved,
     folder: Path,
 ) -> Parity:
     """Run exact, reference and candidate, one after the other, and judge every joint.
@@ -144,7 +144,7 @@ def check_parity(
         exact: opens the CPU in float32.
         reference: opens the reference, in the candidate's dtype.
         candidate: opens what is judged.
-        request: resolved, for one picture.
+        request: for one picture.
         folder: for the traces, which the caller removes.
     """
     return judge(prepare(exact, reference, request=request, folder=folder), candidate)
@@ -170,7 +170,7 @@ class Baseline:
 
 
 def prepare(
-    exact: Callable[[], Probed], reference: Callable[[], Probed], *, request: Request, folder: Path
+    exact: Callable[[], Probed], reference: Callable[[], Probed], *, request: Resolved, folder: Path
 ) -> Baseline:
     """Run the exact one and the reference, and measure the floors."""
     runs = _Runs(exact=exact, reference=reference, request=request, folder=folder)
@@ -191,7 +191,7 @@ def prepare_from_trace(
     exact: Callable[[], Probed],
     here: Callable[[], Probed],
     *,
-    request: Request,
+    request: Resolved,
     folder: Path,
 ) -> Baseline:
     """Take a trace, of another machine perhaps, as the reference.
@@ -275,7 +275,7 @@ class _Runs:
 
     exact: Callable[[], Probed]
     reference: Callable[[], Probed]
-    request: Request
+    request: Resolved
     folder: Path
 
     def run(

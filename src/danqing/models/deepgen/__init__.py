@@ -6,7 +6,7 @@ It is told by its connector: a transformer of SD3's kind beside queries that a l
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from danqing.errors import NoEffectError, RequestError
@@ -16,7 +16,7 @@ from danqing.models.slots import Slot, required_names
 if TYPE_CHECKING:
     from danqing.models.base import Model
     from danqing.references import Reference
-    from danqing.request import Request
+    from danqing.request import Request, Resolved
     from danqing.weights import Checkpoint, Component
 
 FAMILY = "deepgen"
@@ -116,7 +116,7 @@ def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
 class DeepGenSpec(ModelSpec):
     """What DeepGen takes: its defaults depend on whether there is a picture to edit."""
 
-    def resolve(self, request: Request) -> tuple[Request, tuple[str, ...]]:
+    def resolve(self, request: Request) -> Resolved:
         """Fill in what the request leaves out; an edit is as large as its first picture's shape."""
         if request.image is None:
             for name in _FOR_EDITS:
@@ -135,18 +135,19 @@ class DeepGenSpec(ModelSpec):
         changes["reference_latent"] = request.reference_latent or "sample"
         if changes["resize"] == "keep":
             changes |= _size_of_edit(request, request.image[0], self.defaults["height"])
-        resolved, notes = super().resolve(request.replace(**changes))
-        return resolved, (*notes, *_notes_on(resolved, max(self.limits.values())))
+        resolved = super().resolve(request.replace(**changes))
+        notes = _notes_on(resolved, max(self.limits.values()))
+        return replace(resolved, notes=(*resolved.notes, *notes))
 
 
-def fitted_size(image: Reference, request: Request) -> tuple[int, int]:
-    """Return height and width, multiples of 32, in which a resolved request's picture is read.
+def fitted_size(image: Reference, request: Resolved) -> tuple[int, int]:
+    """Return height and width, multiples of 32, in which an image to edit is read.
 
     Stretched: those of the request. Else the picture keeps its aspect ratio: it is read in the
     request's own size if its shape rounds to that, and otherwise in about as many pixels (the rule
     of the training, `fix_pixels`: the sides are rounded up).
     """
-    height, width = request.height or SIDE, request.width or SIDE
+    height, width = request.height, request.width
     if request.resize == "stretch" or _rounds_to(image, height, width):
         return height, width
     return fixed_pixels(image, height * width)
@@ -182,14 +183,14 @@ def _size_of_edit(request: Request, image: Reference, side: int) -> dict[str, in
     return {"height": height, "width": width}
 
 
-def _notes_on(request: Request, largest: int) -> tuple[str, ...]:
+def _notes_on(request: Resolved, largest: int) -> tuple[str, ...]:
     """Say what is done to each picture, and refuse those that cannot be read.
 
     Raises:
         RequestError: a picture is so long and narrow that one side is beyond the transformer.
     """
     notes = []
-    for image in request.image or ():
+    for image in request.image:
         height, width = fitted_size(image, request)
         if max(height, width) > largest:
             raise RequestError(

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from danqing.models.base import Modules, OnStep
     from danqing.models.slots import Slot
     from danqing.references import Reference
+    from danqing.request import Resolved
     from danqing.weights import Component
 
 PAD = "<|endoftext|>"
@@ -153,7 +154,7 @@ class DeepGenModel(NetworksModel):
 
     def try_schedule(self) -> None:
         """Make a schedule of one step."""
-        self._schedule(_ONE_STEP, torch.device("cpu"))
+        self._schedule(self.spec.resolve(_ONE_STEP), torch.device("cpu"))
 
     def assumptions(self) -> tuple[str, ...]:
         """Say what the files left open."""
@@ -264,7 +265,7 @@ class DeepGenModel(NetworksModel):
 
     # --- stages ----------------------------------------------------------------------------------
 
-    def encode(self, modules: Modules, request: Request) -> tuple[Conditioning, tuple[str, ...]]:
+    def encode(self, modules: Modules, request: Resolved) -> tuple[Conditioning, tuple[str, ...]]:
         """Read prompt, negative prompt and pictures once; rows are padded to the longest.
 
         Padding is part of the result, as in the original: the connector and the transformer attend
@@ -272,11 +273,11 @@ class DeepGenModel(NetworksModel):
         """
         vlm, connector = modules["vlm"], modules["connector"]
         weight = connector.projector_1.weight
-        pictures = [self._pixels(image, request) for image in request.image or ()]
+        pictures = [self._pixels(image, request) for image in request.image]
         seen = [language.see(vlm, picture.to(weight.dtype)) for picture in pictures]
         features, grids = [one for one, _ in seen], [grid for _, grid in seen]
         counts = [rows * columns for rows, columns in grids]
-        texts = [request.prompt, request.negative_prompt or ""]
+        texts = [request.prompt, request.negative_prompt]
         rows = [self._row(text, counts) for text in texts]
         width = max(len(ids) for ids in rows) + len(connector.meta_queries)
         check_ids(torch.cat(rows), vlm.language_model.embed_tokens.num_embeddings, "vlm")
@@ -302,13 +303,13 @@ class DeepGenModel(NetworksModel):
         return conditioning, ()
 
     def activations(
-        self, request: Request, pictures: int, itemsizes: Mapping[str, int]
+        self, request: Resolved, pictures: int, itemsizes: Mapping[str, int]
     ) -> dict[str, int]:
         """Count rows of tokens and of pixels; benchmarks/predicted_peak.py compares with runs."""
         config = self.config_of("transformer")
         width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-        pixels = (request.height or 0) * (request.width or 0)
-        told = [fitted_size(image, request) for image in request.image or ()]
+        pixels = request.height * request.width
+        told = [fitted_size(image, request) for image in request.image]
         seen = max((height * width for height, width in told), default=0)
         text, tokens = self._tokens(request)
         vlm = self.config_of("vlm")
@@ -324,11 +325,11 @@ class DeepGenModel(NetworksModel):
             "decode": pictures * pixels * channels * PIXEL_COPIES * itemsizes["vae"],
         }
 
-    def flops(self, request: Request, pictures: int) -> dict[str, float]:
+    def flops(self, request: Resolved, pictures: int) -> dict[str, float]:
         """Count the products of the blocks and of attention."""
         config = self.config_of("transformer")
         width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-        pixels = (request.height or 0) * (request.width or 0)
+        pixels = request.height * request.width
         text, tokens = self._tokens(request)
         rows = pictures * (2 if _is_guided(request) else 1)
         attention = 4 * int(config["num_layers"]) * width * tokens**2
@@ -340,14 +341,14 @@ class DeepGenModel(NetworksModel):
             "decode": pictures * decode_flops(self.config_of("vae"), pixels),
         }
 
-    def _tokens(self, request: Request) -> tuple[int, int]:
+    def _tokens(self, request: Resolved) -> tuple[int, int]:
         """Return the tokens of the longer prompt, and those of prompt and pictures together."""
-        sizes = [fitted_size(image, request) for image in request.image or ()]
+        sizes = [fitted_size(image, request) for image in request.image]
         counts = [language.tokens_of(*one) for one in sizes]
-        texts = [request.prompt, request.negative_prompt or ""]
+        texts = [request.prompt, request.negative_prompt]
         text = max(len(self._row(words, counts)) for words in texts)
         text += int(self.config_of("connector")["num_queries"])
-        sizes.append((request.height or 0, request.width or 0))
+        sizes.append((request.height, request.width))
         return text, text + sum(self._patches(*size) for size in sizes)
 
     def _patches(self, height: int, width: int) -> int:
@@ -356,24 +357,24 @@ class DeepGenModel(NetworksModel):
         patch = int(self.config_of("transformer")["patch_size"]) << (levels - 1)
         return height * width // patch**2
 
-    def conditioning_size(self, request: Request) -> int:
+    def conditioning_size(self, request: Resolved) -> int:
         """Count context and pooled vectors of both prompts, and the encodings of the pictures."""
         config = self.config_of("connector")
-        sizes = [fitted_size(image, request) for image in request.image or ()]
+        sizes = [fitted_size(image, request) for image in request.image]
         tokens, _ = self._tokens(request)
         row = tokens * int(config["joint_attention_dim"]) + int(config["pooled_projection_dim"])
         latents = sum(math.prod(self._latent_shape(*one)) for one in sizes)
         return row * (2 if _is_guided(request) else 1) + 2 * latents
 
-    def draw(self, request: Request, seed: int) -> list[torch.Tensor]:
+    def draw(self, request: Resolved, seed: int) -> list[torch.Tensor]:
         """Draw (1, channels, height/8, width/8), then the same of each picture to edit.
 
         The original samples the encodings of the pictures to edit from the global generator, so
         that its edits differ from run to run; here they come from the seed too.
         """
-        sizes = [(request.height or 0, request.width or 0)]
+        sizes = [(request.height, request.width)]
         if request.reference_latent == "sample":
-            sizes += [fitted_size(image, request) for image in request.image or ()]
+            sizes += [fitted_size(image, request) for image in request.image]
         return flow.draw(seed, [self._latent_shape(*size) for size in sizes])
 
     def denoise(
@@ -381,7 +382,7 @@ class DeepGenModel(NetworksModel):
         modules: Modules,
         conditioning: Conditioning,
         drawn: Sequence[Sequence[torch.Tensor]],
-        request: Request,
+        request: Resolved,
         on_step: OnStep,
     ) -> torch.Tensor:
         """Integrate the flow with Euler steps, guided away from the negative prompt.
@@ -401,7 +402,7 @@ class DeepGenModel(NetworksModel):
         # the negative prompt's rows come first, as in the original
         order = [row for row in (1, 0) if row < len(context)]
         rows = [row for row in order for _ in range(count)]
-        guidance = request.guidance_scale or 0.0
+        guidance = request.guidance_scale
         times = [timestep.float().expand(len(rows)) for timestep in scheduler.timesteps]
         pooled_rows = pooled[torch.tensor(rows, device=device)]
         # 1. The layers that see only step and pooled prompt, for all steps.
@@ -434,19 +435,19 @@ class DeepGenModel(NetworksModel):
         return latents
 
     def glimpse(
-        self, latents: torch.Tensor, velocity: torch.Tensor, step: int, request: Request
+        self, latents: torch.Tensor, velocity: torch.Tensor, step: int, request: Resolved
     ) -> torch.Tensor:
         """Go from x(sigma) = data + sigma velocity to the data."""
         schedule = self._schedule(request, torch.device("cpu"))
         return latents - float(schedule.sigmas[step]) * velocity
 
-    def tokens(self, request: Request) -> tuple[int, int, int]:
+    def tokens(self, request: Resolved) -> tuple[int, int, int]:
         """Count those that the language model reads and learns, and patches of latents."""
         text, with_pictures = self._tokens(request)
-        painted = self._patches(request.height or 0, request.width or 0)
+        painted = self._patches(request.height, request.width)
         return text, with_pictures - text - painted, painted
 
-    def decode(self, modules: Modules, latents: torch.Tensor, request: Request) -> torch.Tensor:  # noqa: ARG002
+    def decode(self, modules: Modules, latents: torch.Tensor, request: Resolved) -> torch.Tensor:  # noqa: ARG002
         """Undo the latents' scaling and run the autoencoder's decoder."""
         vae = modules["vae"]
         scale, shift = self._factors
@@ -457,7 +458,7 @@ class DeepGenModel(NetworksModel):
 
     # --- pictures to edit ------------------------------------------------------------------------
 
-    def _pixels(self, image: Reference, request: Request) -> torch.Tensor:
+    def _pixels(self, image: Reference, request: Resolved) -> torch.Tensor:
         """Return a picture in its working size: (1, 3, height, width), float32, -1 to 1."""
         from PIL import Image
 
@@ -493,14 +494,14 @@ class DeepGenModel(NetworksModel):
 
     # --- schedule --------------------------------------------------------------------------------
 
-    def _schedule(self, request: Request, device: torch.device) -> Any:
+    def _schedule(self, request: Resolved, device: torch.device) -> Any:
         """Return a scheduler ready for this request; a fresh one, because it keeps state."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.schedule_config)
         extra = {}
         if scheduler.config.use_dynamic_shifting:
-            _, _, height, width = self._latent_shape(request.height or 0, request.width or 0)
+            _, _, height, width = self._latent_shape(request.height, request.width)
             extra["mu"] = flow.resolution_shift(height * width // 4, **DYNAMIC)  # type: ignore[arg-type]
         scheduler.set_timesteps(request.num_inference_steps, device=device, **extra)
         scheduler.set_begin_index(0)
@@ -567,8 +568,8 @@ class DeepGenModel(NetworksModel):
         return int(ids[0])
 
 
-def _is_guided(request: Request) -> bool:
-    return (request.guidance_scale or 0.0) > 1
+def _is_guided(request: Resolved) -> bool:
+    return request.guidance_scale > 1
 
 
 def _posterior(vae: Any, picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from danqing.models.base import Modules, OnStep
     from danqing.models.slots import Slot
+    from danqing.request import Resolved
     from danqing.weights import Component
 
 CLIP_TOKENS = 77
@@ -98,7 +99,7 @@ class FluxModel(NetworksModel):
 
     def try_schedule(self) -> None:
         """Make a schedule of one step."""
-        self._schedule(_ONE_STEP, tokens=1, device=torch.device("cpu"))
+        self._schedule(self.spec.resolve(_ONE_STEP), tokens=1, device=torch.device("cpu"))
 
     def assumptions(self) -> tuple[str, ...]:
         """Say where the BFL layout, which has no configs, left something open."""
@@ -138,7 +139,7 @@ class FluxModel(NetworksModel):
         keeps = component == "text_encoder_2" and ".wo." in name and dtype is torch.float16
         return torch.float32 if keeps else dtype
 
-    def encode(self, modules: Modules, request: Request) -> tuple[Conditioning, tuple[str, ...]]:
+    def encode(self, modules: Modules, request: Resolved) -> tuple[Conditioning, tuple[str, ...]]:
         """Run CLIP for the pooled state and T5 for the sequence; padding is not masked."""
         clip, t5 = modules["text_encoder"], modules["text_encoder_2"]
         device = next(clip.parameters()).device
@@ -169,12 +170,12 @@ class FluxModel(NetworksModel):
         return conditioning, notes
 
     def activations(
-        self, request: Request, pictures: int, itemsizes: Mapping[str, int]
+        self, request: Resolved, pictures: int, itemsizes: Mapping[str, int]
     ) -> dict[str, int]:
         """Count rows of tokens and of pixels; benchmarks/predicted_peak.py compares with runs."""
-        config, text = self.config_of("transformer"), request.max_sequence_length or 0
+        config, text = self.config_of("transformer"), request.max_sequence_length
         width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-        pixels = (request.height or 0) * (request.width or 0)
+        pixels = request.height * request.width
         tokens = text + pixels // self.spec.size_multiple**2
         t5 = self.config_of("text_encoder_2")
         channels = int(self.config_of("vae")["block_out_channels"][0])
@@ -184,11 +185,11 @@ class FluxModel(NetworksModel):
             "decode": pictures * pixels * channels * PIXEL_COPIES * itemsizes["vae"],
         }
 
-    def flops(self, request: Request, pictures: int) -> dict[str, float]:
+    def flops(self, request: Resolved, pictures: int) -> dict[str, float]:
         """Count the products of the blocks and of attention."""
-        config, text = self.config_of("transformer"), request.max_sequence_length or 0
+        config, text = self.config_of("transformer"), request.max_sequence_length
         width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-        pixels = (request.height or 0) * (request.width or 0)
+        pixels = request.height * request.width
         image = pixels // self.spec.size_multiple**2
         blocks = int(config["num_layers"]) + int(config["num_single_layers"])
         attention = 4 * blocks * width * (text + image) ** 2
@@ -199,13 +200,13 @@ class FluxModel(NetworksModel):
             "decode": pictures * decode_flops(self.config_of("vae"), pixels),
         }
 
-    def conditioning_size(self, request: Request) -> int:
+    def conditioning_size(self, request: Resolved) -> int:
         """Count prompt embeds and pooled embeds."""
         config = self.config_of("transformer")
-        tokens = request.max_sequence_length or 0
+        tokens = request.max_sequence_length
         return tokens * int(config["joint_attention_dim"]) + int(config["pooled_projection_dim"])
 
-    def draw(self, request: Request, seed: int) -> list[torch.Tensor]:
+    def draw(self, request: Resolved, seed: int) -> list[torch.Tensor]:
         """Draw (1, 16, height/8, width/8) in float32 on the CPU."""
         height, width = self._latent_size(request)
         return flow.draw(seed, [(1, self._latent_channels, height, width)])
@@ -215,7 +216,7 @@ class FluxModel(NetworksModel):
         modules: Modules,
         conditioning: Conditioning,
         drawn: Sequence[Sequence[torch.Tensor]],
-        request: Request,
+        request: Resolved,
         on_step: OnStep,
     ) -> torch.Tensor:
         """Integrate the flow from noise to latents with Euler steps.
@@ -272,19 +273,19 @@ class FluxModel(NetworksModel):
         return sampling.unpack(latents, height, width)
 
     def glimpse(
-        self, latents: torch.Tensor, velocity: torch.Tensor, step: int, request: Request
+        self, latents: torch.Tensor, velocity: torch.Tensor, step: int, request: Resolved
     ) -> torch.Tensor:
         """Go from x(sigma) = data + sigma velocity to the data."""
         schedule = self._schedule(request, tokens=latents.shape[1], device=torch.device("cpu"))
         ends = latents - float(schedule.sigmas[step]) * velocity
         return sampling.unpack(ends, *self._latent_size(request))
 
-    def tokens(self, request: Request) -> tuple[int, int, int]:
+    def tokens(self, request: Resolved) -> tuple[int, int, int]:
         """Count T5's, to which the prompt is padded, and patches of latents."""
         height, width = self._latent_size(request)
-        return request.max_sequence_length or 0, 0, height * width // sampling.PATCH**2
+        return request.max_sequence_length, 0, height * width // sampling.PATCH**2
 
-    def decode(self, modules: Modules, latents: torch.Tensor, request: Request) -> torch.Tensor:  # noqa: ARG002
+    def decode(self, modules: Modules, latents: torch.Tensor, request: Resolved) -> torch.Tensor:  # noqa: ARG002
         """Undo the latents' scaling and run the VAE's decoder."""
         vae = modules["vae"]
         scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
@@ -363,7 +364,7 @@ class FluxModel(NetworksModel):
 
     # --- schedule and sizes ----------------------------------------------------------------------
 
-    def _schedule(self, request: Request, *, tokens: int, device: torch.device) -> Any:
+    def _schedule(self, request: Resolved, *, tokens: int, device: torch.device) -> Any:
         """Return a scheduler ready for this request; a fresh one, because it keeps state."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -376,8 +377,9 @@ class FluxModel(NetworksModel):
             base_shift=config.base_shift,
             max_shift=config.max_shift,
         )
-        steps = request.num_inference_steps or 1
-        scheduler.set_timesteps(sigmas=sampling.base_sigmas(steps), mu=mu, device=device)
+        scheduler.set_timesteps(
+            sigmas=sampling.base_sigmas(request.num_inference_steps), mu=mu, device=device
+        )
         scheduler.set_begin_index(0)
         return scheduler
 
@@ -386,8 +388,8 @@ class FluxModel(NetworksModel):
         """The schedule that came with the weights, or else FLUX.1's."""
         return dict(self.config_of("scheduler"))
 
-    def _guidance(self, request: Request, count: int, device: torch.device) -> torch.Tensor | None:
-        if request.guidance_scale is None:
+    def _guidance(self, request: Resolved, count: int, device: torch.device) -> torch.Tensor | None:
+        if "guidance_scale" not in self.spec.takes:
             return None
         return torch.full((count,), request.guidance_scale, dtype=torch.float32, device=device)
 
@@ -395,9 +397,9 @@ class FluxModel(NetworksModel):
     def _latent_channels(self) -> int:
         return int(self.config_of("transformer")["in_channels"]) // (sampling.PATCH**2)
 
-    def _latent_size(self, request: Request) -> tuple[int, int]:
+    def _latent_size(self, request: Resolved) -> tuple[int, int]:
         per_pixel = self.spec.size_multiple // sampling.PATCH
-        return (request.height or 0) // per_pixel, (request.width or 0) // per_pixel
+        return request.height // per_pixel, request.width // per_pixel
 
     # --- text ------------------------------------------------------------------------------------
 
@@ -409,8 +411,8 @@ class FluxModel(NetworksModel):
     def _t5_tokenizer(self) -> Any:
         return tokenizers.open_tokenizer(tokenizers.T5, self.tokenizer_files("tokenizer_2"))
 
-    def _truncation_note(self, request: Request, used: int) -> tuple[str, ...]:
-        limit = request.max_sequence_length or 0
+    def _truncation_note(self, request: Resolved, used: int) -> tuple[str, ...]:
+        limit = request.max_sequence_length
         if used < limit:
             return ()
         ids = self._t5_tokenizer(request.prompt, truncation=False, verbose=False).input_ids
@@ -421,7 +423,7 @@ class FluxModel(NetworksModel):
             lost = f"{lost[:_SHOWN]} ... {lost[-_SHOWN:]}"
         return (f"the prompt has {len(ids)} tokens and only {limit} are read; not read: {lost!r}",)
 
-    def _vocabulary_note(self, request: Request) -> tuple[str, ...]:
+    def _vocabulary_note(self, request: Resolved) -> tuple[str, ...]:
         """Say which words the text encoder cannot read: it was never taught such pieces."""
         unread = [word for word in _words(request.prompt) if not self._can_read(word)]
         if not unread:
