@@ -128,9 +128,9 @@ def images(data: bytes, folder: Path) -> None:
 
 def images_sent(data: bytes, folder: Path) -> None:  # noqa: ARG001
     """Read an image that a client sent."""
-    from danqing.serve.bodies import read_picture
+    from danqing.serve.sent_images import read_image
 
-    read_picture(data, "image")
+    read_image(data, "image")
 
 
 def records(data: bytes, folder: Path) -> None:

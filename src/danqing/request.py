@@ -85,11 +85,13 @@ class Request(BaseModel):
         default=None,
         description="How a picture to edit is fitted: `keep` its aspect ratio, or `stretch` it to "
         "the width and height asked for, as benchmarks do.",
+        json_schema_extra={"needs": "image"},
     )
     reference_latent: ReferenceLatent | None = Field(
         default=None,
         description="What is taken of a picture's encoding: a `sample`, drawn from the seed, or "
         "the `mode`.",
+        json_schema_extra={"needs": "image"},
     )
     height: Annotated[int, Field(ge=8, le=MAX_SIDE)] | None = Field(
         default=None, description="Height in pixels."

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field, create_model
 
 from danqing.errors import NoEffectError, RequestError, UnknownSettingError
+from danqing.request import Request
 from danqing.serve import bodies
-from danqing.serve.bodies import EditBody, GenerationBody, read_form, read_object, split_form
+from danqing.serve.bodies import EditBody, GenerationBody
+from danqing.serve.form_body import read_form, split_form
+from danqing.serve.json_body import read_object
 
 NAMES = sorted(GenerationBody.model_fields)
 SCALARS = (
@@ -226,3 +230,40 @@ def test_what_stands_beside_a_boundary_is_passed_over() -> None:
     ):
         assert len(split_form(form((FILE, b"x")), kind)) == 1
     assert bodies.MAX_FIELDS == 64
+
+
+# --- settings of a request ---------------------------------------------------------------------
+
+
+def test_every_setting_is_in_a_body_or_excluded() -> None:
+    settings = set(Request.model_fields)
+    assert set(bodies.EXCLUDED) < settings
+    assert all(bodies.EXCLUDED.values())
+    assert settings - set(bodies.EXCLUDED) <= set(EditBody.model_fields)
+    assert set(EditBody.model_fields) - set(GenerationBody.model_fields) == {
+        "resize", "reference_latent",
+    }  # fmt: skip
+
+
+class Wider(Request):
+    strength: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="Share of the noise.", json_schema_extra={"needs": "image"}
+    )
+    sharpness: Annotated[int, Field(ge=0, le=9)] = Field(default=3, description="Of edges.")
+
+
+def test_a_new_setting_is_in_the_bodies_by_itself() -> None:
+    assert "strength" not in bodies.setting_fields(Wider, edits=False)
+    body = create_model(
+        "WiderBody", __base__=bodies.Body,
+        **bodies.setting_fields(Wider, edits=False), **bodies.setting_fields(Wider, edits=True),
+    )  # fmt: skip
+    fields = body.model_json_schema()["properties"]
+    assert fields["strength"] == {
+        "anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "null"}],
+        "default": None, "description": "Share of the noise.", "title": "Strength",
+    }  # fmt: skip
+    assert fields["sharpness"]["anyOf"][0] == {"type": "integer", "minimum": 0, "maximum": 9}
+    with pytest.raises(RequestError, match="strength is out of range") as caught:
+        bodies.read_body(body, {"prompt": "x", "strength": "2"}, from_json=False)
+    assert caught.value.allowed == "0 to 1"

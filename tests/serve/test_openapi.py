@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from danqing.serve.bodies import _whole_numbers
+from danqing.serve.openapi import _whole_numbers
 from tests.serve.conftest import serving
 
 pytestmark = pytest.mark.enable_socket

@@ -2,5 +2,6 @@
 
 `jobs` is what is asked and what became of it; `service` queues jobs and lets workers paint them, a
 thread for each device; `journal` keeps them on disk. `bodies`, `answers` and `app` are the HTTP
-side, `guards` stands before it, and `page` is for people.
+side with `json_body`, `form_body` and `sent_images` as its readers and `openapi` as its document,
+`guards` stands before it, and `page` is for people.
 """

@@ -13,7 +13,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse as PlainJSONResponse
 from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -22,27 +21,23 @@ from starlette.requests import ClientDisconnect
 from danqing.errors import CancelledError, DanqingError, DeadlineError, NoEffectError
 from danqing.escaping import escape
 from danqing.serve import answers
-from danqing.serve.bodies import (
-    EditBody,
-    GenerationBody,
-    describe,
-    read_body,
-    read_form,
-    read_object,
-    read_order,
-    read_pictures,
-)
+from danqing.serve.bodies import EditBody, GenerationBody, read_body, read_order
+from danqing.serve.form_body import read_form
 from danqing.serve.guards import EDITS_PATH, RefusedError, bug_message
 from danqing.serve.intake import Intake
 from danqing.serve.jobs import MEDIA_TYPES, Ended, Finished, Moved, Stepped, digest_request
+from danqing.serve.json_body import read_object
 from danqing.serve.metrics import MEDIA_TYPE
+from danqing.serve.openapi import describe_api
+from danqing.serve.sent_images import read_images
 from danqing.serve.service import plan_order
 from danqing.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from danqing.references import Reference
+    from danqing.serve.bodies import Body
     from danqing.serve.jobs import Job
     from danqing.serve.metrics import Metrics
     from danqing.serve.service import Painter, Service
@@ -93,7 +88,7 @@ def make_app(service: Service, metrics: Metrics) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, on_bug)
-    app.openapi = lambda: _document(app, service)  # type: ignore[method-assign]
+    app.openapi = lambda: describe_api(app, service)  # type: ignore[method-assign]
     return app
 
 
@@ -174,7 +169,7 @@ class _Routes:
         self._intake.hold(request.state.client, images)
         return await self._answer(request, body, images, digest, edits=True)
 
-    def _read_edit(self, data: bytearray, kind: str) -> tuple[EditBody, list[Reference], str]:
+    def _read_edit(self, data: bytearray, kind: str) -> tuple[Body, list[Reference], str]:
         """Return what a form asks for, its images decoded, and its digest."""
         fields, files = read_form(data, kind, EditBody)
         body = read_body(EditBody, fields, from_json=False)
@@ -182,7 +177,7 @@ class _Routes:
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
         for file in files:
             digest.update(file)
-        return body, read_pictures(files), digest.hexdigest()
+        return body, read_images(files), digest.hexdigest()
 
     def _painter(self, model: str | None, *, edits: bool) -> tuple[str, Painter]:
         """Return the model that is asked for, if it does what is asked."""
@@ -204,7 +199,7 @@ class _Routes:
     async def _answer(
         self,
         request: Request,
-        body: GenerationBody,
+        body: Body,
         images: list[Reference],
         digest: str,
         *,
@@ -419,130 +414,3 @@ async def _on_http(_: Request, error: Exception) -> Response:
     code = codes.get(error.status_code, "invalid_request")
     body = answers.error_body(error.status_code, error.detail, code)
     return JSONResponse(body, error.status_code, error.headers)
-
-
-# --- the OpenAPI document ------------------------------------------------------------------------
-
-
-def _document(app: FastAPI, service: Service) -> dict[str, Any]:
-    """Describe the API as this server's models take it."""
-    if app.openapi_schema:
-        return app.openapi_schema
-    document = get_openapi(
-        title=app.title, version=app.version, description=app.description, routes=app.routes
-    )
-    specs = service.specs
-    paths = document["paths"]
-    generate = paths["/v1/images/generations"]["post"]
-    generate["requestBody"] = {
-        "required": True,
-        "content": {_JSON: {"schema": describe(GenerationBody, specs, service.limits)}},
-    }
-    editing = {n: spec for n, spec in specs.items() if "image" not in spec.no_effect}
-    if editing:
-        paths["/v1/images/edits"]["post"]["requestBody"] = _edit_body(editing, service)
-    else:
-        del paths["/v1/images/edits"]
-    for path, methods in paths.items():
-        for method, operation in methods.items():
-            operation["responses"] = _responses(path)
-            operation["operationId"] = f"{method} {path}"
-            for parameter in operation.get("parameters", []):
-                if parameter["name"] == "model":
-                    parameter["schema"] = {"type": "string", "enum": list(specs)}
-    document["components"] = {
-        "schemas": {"Error": _ERROR},
-        "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-    }
-    document["security"] = [{}, {"key": []}]
-    app.openapi_schema = document
-    return document
-
-
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string"},
-            },
-        }
-    },
-}
-_PICTURES = {
-    "type": "object",
-    "required": ["created", "data", "usage", "job"],
-    "properties": {
-        "created": {"type": "integer"},
-        "job": {"type": "string"},
-        "usage": {"type": "object"},
-        "data": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "properties": {"b64_json": {"type": "string"}, "url": {"type": "string"}},
-            },
-        },
-    },
-}
-_EVENT = {
-    "type": "object",
-    "required": ["event", "data"],
-    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
-}
-
-
-def _edit_body(specs: Mapping[str, Any], service: Service) -> dict[str, Any]:
-    schema = describe(EditBody, specs, service.limits)
-    file = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}
-    for variant in schema["anyOf"]:
-        variant["properties"] = {**variant["properties"], "image": file}
-        variant["required"] = [*variant["required"], "image"]
-    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
-
-
-def _responses(path: str) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    fine: dict[str, Any] = {_JSON: {"schema": {"type": "object"}}}
-    codes = {"401": "No key, or a wrong one."}
-    found: dict[str, Any] = {}
-    if path == "/metrics":
-        fine = {"text/plain": {"schema": {"type": "string"}}}
-    elif path.startswith("/v1/images"):
-        fine = {_JSON: {"schema": _PICTURES}, _STREAM: {"schema": _EVENT}}
-        codes |= {
-            "400": "The request cannot be.", "404": "No such model.", "408": "It came too slowly.",
-            "409": "The Idempotency-Key stands for another request, or the job was cancelled.",
-            "413": "The body is too large: 1 MiB of JSON, 64 MiB of a form.",
-            "415": "It is of another kind.",
-            "429": "Too much waits: try again after Retry-After seconds.",
-            "421": "The Host header is not a name of this server.",
-            "500": "The picture broke.", "503": "The server is starting or being stopped.",
-            "504": "It was not finished in time.", "507": "The device ran out of memory.",
-        }  # fmt: skip
-        found["202"] = {
-            "description": "Accepted, with Prefer: respond-async.",
-            "content": {_JSON: {"schema": {"type": "object"}}},
-        }
-    elif path == "/readyz":
-        found["503"] = {"description": "Not yet, or no more.", "content": fine}
-    elif "{" in path:
-        codes["404"] = "There is none."
-        if path.startswith("/v1/jobs"):
-            codes |= {
-                "500": "The journal cannot be read.",
-                "503": "The journal is busy, or the server is being stopped.",
-            }
-        if path.endswith("{number}"):
-            raw = {"schema": {"type": "string", "format": "binary"}}
-            fine = dict.fromkeys(MEDIA_TYPES.values(), raw)
-    for status, meaning in codes.items():
-        found[status] = {"description": meaning, "content": error}
-    return {"200": {"description": "Done.", "content": fine}, **found}

@@ -25,12 +25,13 @@ from danqing.errors import DanqingError
 from danqing.quantities import size as in_words
 from danqing.request import MAX_IMAGES, MAX_SEED, Request
 from danqing.serve.app import on_bug
-from danqing.serve.bodies import MAX_PICTURES, MAX_PREVIEWS, read_pictures
+from danqing.serve.bodies import MAX_PICTURES, MAX_PREVIEWS
 from danqing.serve.guards import PAGE_PATH, bug_message
 from danqing.serve.jobs import Ended, Finished, Moved, Order, Stepped
 from danqing.serve.page_door import Door, on_invalid
 from danqing.serve.page_words import LANGUAGES, word
 from danqing.serve.privacy import public_message
+from danqing.serve.sent_images import read_images
 from danqing.serve.service import plan_order
 from danqing.serve.uploads import KEPT_SECONDS, Uploads
 from danqing.verify.metrics import compare
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from danqing.references import Reference
     from danqing.serve.intake import Intake
     from danqing.serve.jobs import Job
-    from danqing.serve.service import Service, Takes
+    from danqing.serve.service import Service, Spec
 
 log = logging.getLogger("danqing.serve")
 _P = ParamSpec("_P")
@@ -240,7 +241,7 @@ class _Page:
         self._named[name] = button
         return button
 
-    def _form(self, specs: Sequence[Takes]) -> dict[str, Any]:
+    def _form(self, specs: Sequence[Spec]) -> dict[str, Any]:
         """Return the fields: those that have an effect in a model here."""
         most, first = self._service.limits.side, specs[0]
 
@@ -328,7 +329,7 @@ class _Page:
         if not asked["images"] or "image" in painter.spec.no_effect:
             return []
         files = [self.uploads.read(path, client) for path, _ in asked["images"][: MAX_IMAGES + 1]]
-        images = await self._intake.run(read_pictures, files)
+        images = await self._intake.run(read_images, files)
         self._intake.hold(client, images)
         return images
 

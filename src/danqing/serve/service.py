@@ -68,7 +68,7 @@ _RECENT = 32
 """Jobs whose seconds are remembered, to say how long a client should wait."""
 
 
-class Takes(Protocol):
+class Spec(Protocol):
     """What a model takes, as `danqing.models.base.ModelSpec` says it."""
 
     @property
@@ -119,7 +119,7 @@ class Painter(Protocol):
     """What a worker lets paint: `danqing.engine.Engine`, or a fake in a test."""
 
     @property
-    def spec(self) -> Takes:
+    def spec(self) -> Spec:
         """What the model takes."""
 
     @property
@@ -238,12 +238,12 @@ class _Reservation:
 
 
 class Service:
-    """Takes jobs, lets workers paint them, and remembers what became of them."""
+    """Spec jobs, lets workers paint them, and remembers what became of them."""
 
     def __init__(
         self,
         workers: Sequence[Worker],
-        specs: Mapping[str, Takes],
+        specs: Mapping[str, Spec],
         *,
         limits: Limits | None = None,
         journal: Journal | None = None,

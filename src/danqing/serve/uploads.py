@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from danqing.errors import BusyError, RequestError
 from danqing.quantities import size as in_words
-from danqing.serve.bodies import PICTURE_FORMATS, split_form
+from danqing.serve.form_body import split_form
+from danqing.serve.sent_images import IMAGE_FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -89,7 +90,7 @@ class Uploads:
                 allowed=in_words(self._quota.file_bytes),
             )
         try:
-            with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 return str(image.format).lower()
         except Exception as error:  # Pillow raises many kinds for broken files
             raise RequestError("the file is not an image", allowed="PNG, JPEG, WebP") from error
