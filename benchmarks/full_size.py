@@ -41,7 +41,7 @@ sys.path.insert(0, sys.argv[6])
 import numpy as np
 from PIL import Image
 from danqing.models import identify, open_model
-from danqing.weights import open_checkpoint
+from danqing.models import open_checkpoint
 from tests import deepgen_reference as stock
 folder, out, size, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 checkpoint = open_checkpoint(folder)

@@ -29,7 +29,7 @@ def note(name, started):
     rows[name] = [time.perf_counter() - started, memory(), peak()]
 started = time.perf_counter()
 from danqing import models, weights
-checkpoint = weights.open_checkpoint({place!r})
+checkpoint = models.open_checkpoint({place!r})
 spec = models.identify(checkpoint)
 for name in checkpoint.components:
     checkpoint.components[name].entries

@@ -73,9 +73,9 @@ def files(folder: Path) -> Iterator[tuple[str, Path, dict[str, torch.Tensor]]]:
 
 
 def by_danqing(path: Path, _: Path) -> dict[str, torch.Tensor]:
-    from danqing import models, weights
+    from danqing import models
 
-    checkpoint = weights.open_checkpoint(path)
+    checkpoint = models.open_checkpoint(path)
     model = models.make_model(checkpoint, models.identify(checkpoint))
     module = model.build(
         "transformer", dtype="bfloat16", device=torch.device("cpu"), on_bytes=lambda _: None

@@ -58,11 +58,11 @@ def _error_rows(kind: Any, depth: int) -> Iterator[str]:
 
 def settings_page() -> Iterator[str]:
     from danqing.cli.options import flags
-    from danqing.models import deepgen, identify
+    from danqing.models import deepgen, identify, open_checkpoint
     from danqing.models.flux import spec
     from danqing.request import Request
     from danqing.validation import allowed_values
-    from danqing.weights import POCKET, open_checkpoint
+    from danqing.weights import POCKET
 
     yield "# Settings of a request\n"
     yield (

@@ -52,7 +52,7 @@ def gguf(data: bytes, folder: Path) -> None:
 
 def pickle(data: bytes, folder: Path) -> None:
     """Read the one pickle that may be opened."""
-    from danqing.weights import open_checkpoint
+    from danqing.models import open_checkpoint
 
     open_checkpoint(_file(folder, "model.pt", data), allow_pt=True)
 
@@ -68,7 +68,7 @@ def _read_tensors(file: Any) -> None:
 
 def index(data: bytes, folder: Path) -> None:
     """Read the index of a sharded network."""
-    from danqing.weights import open_checkpoint
+    from danqing.models import open_checkpoint
 
     copy = _pocket_with(folder, {"transformer/diffusion_pytorch_model.safetensors": None})
     _file(copy, "transformer/diffusion_pytorch_model.safetensors.index.json", data)
@@ -88,8 +88,8 @@ def tokenizers(data: bytes, folder: Path) -> None:
 
 
 def _check(folder: Path) -> None:
+    from danqing.models import open_checkpoint
     from danqing.models.preflight import preflight
-    from danqing.weights import open_checkpoint
 
     checkpoint = open_checkpoint(folder)
     preflight(checkpoint)

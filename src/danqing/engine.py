@@ -119,7 +119,7 @@ class Engine:
             checkpoint = (
                 weights_at
                 if isinstance(weights_at, weights.Checkpoint)
-                else weights.open_checkpoint(
+                else models.open_checkpoint(
                     weights_at, options.components, allow_pt=options.allow_pt
                 )
             )

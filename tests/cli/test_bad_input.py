@@ -395,7 +395,7 @@ REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "CUDA that is not there": (["x", "--device", "cuda:999"], DEVICE, NO_CARD),
     "prompts file missing": (["--prompts-file", "nowhere.txt"], REQUEST, "cannot be read"),
     "component without place": (["x", "--component", "t5"], REQUEST, "NAME=PLACE"),
-    "unknown component": (["x", "--component", "unet=x"], REQUEST, "no such component"),
+    "unknown component": (["x", "--component", "unet=x"], REQUEST, "unknown component"),
     "component not there": (["x", "--component", "vae=nowhere"], WEIGHTS, "place of vae"),
     "suffix": (["x", "-o", "picture.gif"], REQUEST, ".png .jpg .jpeg .webp"),
     "no suffix": (["x", "-o", "picture"], REQUEST, "suffix"),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import danqing
-from danqing import weights
+from danqing import models
 from tests import layouts, sparse, toys
 from tests.conftest import run_danqing
 
@@ -174,7 +174,7 @@ def test_real_sizes_are_announced_and_refused_for_space(tmp_path: Path) -> None:
     folder = sparse.write_real_size(tmp_path / "real", guided=False)
     toys.write_clip_tokenizer(folder / "clip")
     toys.write_t5_tokenizer(folder / "t5")
-    checkpoint = weights.open_checkpoint(folder)
+    checkpoint = models.open_checkpoint(folder)
     assert sum(part.size_bytes for part in checkpoint.components.values()) > 33e9
 
 
@@ -182,12 +182,11 @@ def test_a_family_that_writes_nothing_is_refused(
     schnell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A family written after docs/adding/model.md need not have a module `writing`."""
-    from danqing import models
     from danqing.errors import RequestError
     from danqing.models.convert import convert as write
 
     monkeypatch.setitem(models.FAMILIES, "flux1", "tests.models.plain_family")
-    checkpoint = weights.open_checkpoint(schnell)
+    checkpoint = models.open_checkpoint(schnell)
     with pytest.raises(RequestError, match=r"cannot convert FLUX\.1-schnell") as caught:
         write(checkpoint, tmp_path / "out", layout="bfl", dtype="keep", on_bytes=lambda *_: None)
     assert caught.value.allowed == "deepgen"

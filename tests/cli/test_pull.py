@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from danqing import weights
+from danqing import models
 from danqing.errors import RequestError
 from danqing.weights import places
 from danqing.weights.pull import RemoteFile, choose
@@ -87,7 +87,7 @@ def test_one_layout_and_only_once(
     assert child.returncode == 0, child.stderr
     for name in ("HF_HUB_CACHE", "MODELSCOPE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, environment[name])
-    folder = weights.open_checkpoint("owner/toy").path
+    folder = models.open_checkpoint("owner/toy").path
     found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     found = [path for path in found if not path.split("/")[-1].startswith(".")]
     assert same(folder, repository, *found)
@@ -134,7 +134,7 @@ def test_the_clients_own_cache_finds_it(environment: dict[str, str], repository:
 def test_the_bfl_layout(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert pull(environment, "--layout", "bfl").returncode == 0
     monkeypatch.setenv("HF_HUB_CACHE", environment["HF_HUB_CACHE"])
-    checkpoint = weights.open_checkpoint("owner/toy")
+    checkpoint = models.open_checkpoint("owner/toy")
     assert checkpoint.layout == "BFL files"
     assert not (checkpoint.path / "transformer").exists()
 
@@ -186,7 +186,7 @@ def test_a_changed_byte_is_caught(
     assert child.returncode == 9
     assert "not what the hub announced" in child.stderr
     monkeypatch.setenv("HF_HUB_CACHE", environment["HF_HUB_CACHE"])
-    folder = weights.open_checkpoint("owner/toy").path
+    folder = models.open_checkpoint("owner/toy").path
     assert not (folder / BIG).exists()
     hub.corrupt = ""
     assert pull(environment).returncode == 0

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import danqing
-from danqing import models, weights
+from danqing import models
 from danqing.devices.cpu import Cpu
 from danqing.errors import NoEffectError
 from danqing.models.convert import convert
@@ -63,7 +63,7 @@ class Toy:
     @property
     def spec(self) -> Any:
         """What the model takes."""
-        return models.identify(weights.open_checkpoint(self.folder))
+        return models.identify(models.open_checkpoint(self.folder))
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -320,7 +320,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def converted(source: Path, target: Path, layout: str) -> Path:
-    checkpoint = weights.open_checkpoint(source)
+    checkpoint = models.open_checkpoint(source)
     convert(checkpoint, target, layout=layout, dtype="keep", on_bytes=lambda *_: None)
     return target
 

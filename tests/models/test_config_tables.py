@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from danqing import models, weights
+from danqing import models
 from danqing.errors import CheckpointError, TensorMismatchError, UnknownModelError
 from danqing.models.preflight import preflight
 
@@ -85,7 +85,7 @@ def limited(seconds: int) -> Iterator[None]:
 def faults(folder: Path) -> dict[str, Any]:
     """Return what is wrong, by component; a checkpoint that does not open has one fault."""
     try:
-        found = preflight(weights.open_checkpoint(folder))
+        found = preflight(models.open_checkpoint(folder))
     except CheckpointError as error:
         return {"": error}
     wrong = {part.name: part.fault for part in found.findings if part.fault}
@@ -95,7 +95,7 @@ def faults(folder: Path) -> dict[str, Any]:
 def fault_of(folder: Path, part: str) -> CheckpointError | None:
     """Return what is wrong with one component, or with the folder."""
     try:
-        checkpoint = weights.open_checkpoint(folder)
+        checkpoint = models.open_checkpoint(folder)
         model = models.make_model(checkpoint, models.identify(checkpoint))
         if part in model.parts:
             model.check_part(part)
@@ -105,7 +105,7 @@ def fault_of(folder: Path, part: str) -> CheckpointError | None:
 
 
 def notes(folder: Path) -> str:
-    found = preflight(weights.open_checkpoint(folder))
+    found = preflight(models.open_checkpoint(folder))
     assert found.sound, faults(folder)
     return "\n".join(note for part in found.findings for note in part.notes)
 
@@ -144,7 +144,7 @@ def test_the_attention_is_danqings_whatever_a_config_says(flux: Path, qwen: Path
         (flux, "text_encoder", keys), (flux, "text_encoder_2", keys), (qwen, "vlm", keys + inner),
     ):  # fmt: skip
         with changed(config_file(folder, part), *changes):
-            checkpoint = weights.open_checkpoint(folder)
+            checkpoint = models.open_checkpoint(folder)
             model = models.make_model(checkpoint, models.identify(checkpoint))
             module, _ = model.matched(part)
         networks: tuple[Any, ...] = (module, getattr(module, "language_model", module))

@@ -28,7 +28,7 @@ def checkpoint(guided: bool, tmp_path_factory: pytest.TempPathFactory) -> weight
     folder = sparse.write_real_size(tmp_path_factory.mktemp("real"), guided=guided)
     toys.write_clip_tokenizer(folder / "clip")
     toys.write_t5_tokenizer(folder / "t5")
-    return weights.open_checkpoint(folder)
+    return models.open_checkpoint(folder)
 
 
 def test_kind_is_read_from_the_weights(checkpoint: weights.Checkpoint, guided: bool) -> None:

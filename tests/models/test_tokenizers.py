@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import danqing
-from danqing import models, weights
+from danqing import models
 from danqing.errors import CheckpointError, TensorMismatchError, UnknownModelError
 from danqing.models import tokenizers
 from danqing.request import MAX_PROMPT_CHARACTERS
@@ -98,7 +98,7 @@ def test_a_tokenizer_of_another_kind_is_named(copy: Path, schnell: Path) -> None
     for kind in KINDS:
         rename(copy / kind, "PreTrainedTokenizerFast")
     with pytest.raises(UnknownModelError, match=r"json, a vocabulary of the kind Unigram"):
-        weights.open_checkpoint(schnell, {"tokenizer": copy / "t5"})
+        models.open_checkpoint(schnell, {"tokenizer": copy / "t5"})
     with pytest.raises(CheckpointError, match="Unigram, as T5's"):
         tokenizers.read_tokenizer(tokenizers.T5, copy / "qwen", "tokenizer_2")
 
@@ -109,7 +109,7 @@ def test_a_vocabulary_beyond_the_encoders_is_of_another_model(
     folder = shutil.copytree(originals / "clip", tmp_path / "clip")
     table = json.loads((folder / "vocab.json").read_text("utf-8"))
     (folder / "vocab.json").write_text(json.dumps({**table, "more": 9000}))
-    checkpoint = weights.open_checkpoint(schnell, {"tokenizer": folder})
+    checkpoint = models.open_checkpoint(schnell, {"tokenizer": folder})
     with pytest.raises(TensorMismatchError, match="token ids up to 9000") as caught:
         models.open_model(checkpoint, models.identify(checkpoint))
     assert caught.value.allowed == "token ids up to 513, the vocabulary of the text_encoder"

@@ -14,11 +14,10 @@ import torch
 import danqing
 from danqing import devices
 from danqing.errors import CheckpointDamagedError, DoesNotFitError, RequestError
-from danqing.models import identify, open_model
+from danqing.models import identify, open_checkpoint, open_model
 from danqing.networks.streaming import Ring, units_of
 from danqing.plan.budget import Block, Part, Work, streamings
 from danqing.request import Request
-from danqing.weights import open_checkpoint
 from danqing.weights.ranges import BLOCK, RangeReader, Span, as_memory, lay_out
 from danqing.weights.tensor_file import Identity
 from tests import deepgen_toys, layouts, toys

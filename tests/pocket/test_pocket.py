@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import danqing
+from danqing.models import open_checkpoint
 from danqing.pocket import suite
 from danqing.pocket.judge import judge, view
-from danqing.weights import BUILT_IN, open_checkpoint
+from danqing.weights import BUILT_IN
 from tests.toys import open_with_diffusers
 from training import evaluate
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from danqing import weights
+from danqing import models
 from danqing.errors import CheckpointError
 from danqing.models.preflight import preflight
 from tests import layouts
@@ -42,7 +42,7 @@ def shard(copy: Path) -> Iterator[Path]:
 def fault(folder: Path) -> str:
     """Return what is said of a checkpoint; fails if it is found sound, or anything else is raised."""
     try:
-        checkpoint = weights.open_checkpoint(folder)
+        checkpoint = models.open_checkpoint(folder)
     except CheckpointError as error:
         return str(error)
     found = preflight(checkpoint)
@@ -87,7 +87,7 @@ def test_bits_flipped_in_the_header(copy: Path, shard: Path) -> None:
         spoiled[chance.randrange(8 + length)] ^= 1 << chance.randrange(8)
         shard.write_bytes(spoiled)
         try:
-            checkpoint = weights.open_checkpoint(copy)
+            checkpoint = models.open_checkpoint(copy)
             found = preflight(checkpoint)
         except CheckpointError:
             told += 1
@@ -186,7 +186,7 @@ def test_a_link_out_of_the_folder_is_followed_but_an_index_may_not_name_one(
     outside = tmp_path / "outside.safetensors"
     shutil.move(shard, outside)
     shard.symlink_to(outside)
-    assert preflight(weights.open_checkpoint(copy)).sound
+    assert preflight(models.open_checkpoint(copy)).sound
     index = shard.with_name(f"{shard.name}.index.json")
     index.write_text(json.dumps({"weight_map": {"a": "../../outside.safetensors"}}))
     try:
@@ -226,5 +226,5 @@ def test_a_gguf_rule(gguf_folder: Path, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(change((gguf_folder / "x.gguf").read_bytes()))
     with pytest.raises(CheckpointError) as caught:
-        weights.open_checkpoint(path)
+        models.open_checkpoint(path)
     assert words in str(caught.value)

@@ -29,9 +29,10 @@ from danqing.errors import (
     RequestError,
     UnsafeFileError,
 )
+from danqing.models import open_checkpoint
 from danqing.models.preflight import preflight
 from danqing.request import Request
-from danqing.weights import digests, open_checkpoint, places
+from danqing.weights import digests, places
 from danqing.weights.gguf_file import GgufFile
 from danqing.weights.safetensors_file import SafetensorsFile
 

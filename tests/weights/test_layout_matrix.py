@@ -71,7 +71,7 @@ def test_all_in_one(
     parts: dict[str, layouts.State], small: dict[str, Path], tmp_path: Path, original: bytes
 ) -> None:
     file = layouts.save(tmp_path / "all.safetensors", layouts.all_in_one(parts))
-    assert danqing.weights.open_checkpoint(file, small).layout == "ComfyUI all-in-one file"
+    assert danqing.models.open_checkpoint(file, small).layout == "ComfyUI all-in-one file"
     assert paint(file, small) == original
 
 
@@ -132,7 +132,7 @@ def test_gguf(
     by_hand = write_parts(tmp_path / "by hand", parts)
     layouts.save(by_hand / "flux.safetensors", wide)
     picture = paint(folder, small)
-    assert danqing.weights.open_checkpoint(folder, small).layout == "GGUF files"
+    assert danqing.models.open_checkpoint(folder, small).layout == "GGUF files"
     assert picture == paint(by_hand, small)
     assert (picture == original) == (kind == "F32")
 

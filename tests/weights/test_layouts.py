@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import danqing
-from danqing import weights
+from danqing import models
 from danqing.errors import CheckpointError, UnsafeFileError
 from tests import toys
 
@@ -38,9 +38,9 @@ def both(schnell: Path, schnell_bfl: Path, tmp_path: Path) -> Path:
 
 
 def test_a_repository_with_both_layouts(both: Path, expected: bytes) -> None:
-    assert weights.open_checkpoint(both).layout == "diffusers folder"
+    assert models.open_checkpoint(both).layout == "diffusers folder"
     file = both / "flux1-toy.safetensors"
-    opened = weights.open_checkpoint(file)
+    opened = models.open_checkpoint(file)
     assert opened.layout == "BFL files"
     assert opened.components["vae"].files == (both / "ae.safetensors",)
     assert paint(both) == paint(file) == expected
@@ -48,7 +48,7 @@ def test_a_repository_with_both_layouts(both: Path, expected: bytes) -> None:
 
 def test_a_download_without_the_transformer_folder(both: Path, expected: bytes) -> None:
     shutil.rmtree(both / "transformer")
-    assert weights.open_checkpoint(both).layout == "BFL files"
+    assert models.open_checkpoint(both).layout == "BFL files"
     assert paint(both) == expected
 
 
@@ -69,7 +69,7 @@ def test_the_index_file_stands_for_its_folder(schnell: Path, expected: bytes) ->
 
 def test_shards(tmp_path: Path, expected: bytes) -> None:
     folder = toys.write_diffusers(tmp_path / "shards", max_shard_size="300KB")
-    assert len(weights.open_checkpoint(folder).components["transformer"].files) > 3
+    assert len(models.open_checkpoint(folder).components["transformer"].files) > 3
     assert paint(folder) == expected
     (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").unlink()
     assert paint(folder) == expected  # a complete set of shards needs no index
@@ -109,7 +109,7 @@ def test_two_of_a_kind_are_settled_by_name(
     shutil.copytree(schnell_bfl, folder)
     shutil.copytree(folder / "t5-v1_1-toy", folder / "another-t5")
     with pytest.raises(CheckpointError, match="more than one text_encoder_2"):
-        weights.open_checkpoint(folder)
+        models.open_checkpoint(folder)
     assert paint(folder, t5=folder / "another-t5") == expected
 
 
@@ -122,7 +122,7 @@ def test_encoders_that_are_pickles_are_named(
     (folder / "t5-v1_1-toy" / "model.safetensors").unlink()
     torch.save({}, folder / "t5-v1_1-toy" / "pytorch_model.bin")
     with pytest.raises(UnsafeFileError, match="text_encoder_2 is there only as a Python pickle"):
-        weights.open_checkpoint(folder)
+        models.open_checkpoint(folder)
     # with another T5 named, the folder's is not looked at
     assert paint(folder, t5=schnell_bfl / "t5-v1_1-toy") == expected
 
@@ -191,14 +191,10 @@ def test_clip_with_and_without_prefix(
 def test_fingerprints_tell_weights_apart(schnell: Path, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     shutil.copytree(schnell, folder)
-    assert (
-        weights.open_checkpoint(folder).fingerprint == weights.open_checkpoint(schnell).fingerprint
-    )
+    assert models.open_checkpoint(folder).fingerprint == models.open_checkpoint(schnell).fingerprint
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     other = toys.write_diffusers(tmp_path / "seed", seed=2)
-    assert (
-        weights.open_checkpoint(other).fingerprint != weights.open_checkpoint(schnell).fingerprint
-    )
+    assert models.open_checkpoint(other).fingerprint != models.open_checkpoint(schnell).fingerprint

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from danqing.errors import CheckpointDamagedError, UnknownModelError
-from danqing.weights import open_checkpoint
+from danqing.models import open_checkpoint
 from danqing.weights.checkpoint import Component
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from danqing import models, weights
+from danqing import models
 from danqing.errors import DanqingError
 from danqing.models.preflight import preflight
 from tests.weights import mutators
@@ -32,7 +32,7 @@ class TooSlow(BaseException):
 def look(folder: Path) -> str:
     """Open and check a model, and load its tokenizers and its plan's notes; return the verdict."""
     try:
-        checkpoint = weights.open_checkpoint(folder)
+        checkpoint = models.open_checkpoint(folder)
         found = preflight(checkpoint)
         for error in (found.fault, *(part.fault for part in found.findings)):
             if error is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from danqing import weights
+from danqing import models
 from danqing.errors import CheckpointIncompleteError, CheckpointNotFoundError
 from tests import layouts
 from tests.conftest import run_danqing
@@ -40,7 +40,7 @@ def test_hugging_face_cache(
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "direct"))
         cache = tmp_path / "direct"
     snapshot = layouts.write_hub_cache(cache, ID, schnell)
-    assert weights.open_checkpoint(ID).path == snapshot
+    assert models.open_checkpoint(ID).path == snapshot
 
 
 def test_the_hubs_own_client_finds_what_the_tests_write(schnell: Path, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_the_revision_main_points_to_is_taken(schnell: Path, tmp_path: Path) -> 
     snapshot = layouts.write_hub_cache(cache, ID, schnell)
     newer = snapshot.parent / ("f" * 40)
     newer.mkdir()
-    assert weights.open_checkpoint(ID).path == snapshot
+    assert models.open_checkpoint(ID).path == snapshot
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_revision_main_points_to_is_taken(schnell: Path, tmp_path: Path) -> 
 )  # fmt: skip
 def test_model_scope_cache(schnell: Path, tmp_path: Path, inner: str) -> None:
     shutil.copytree(schnell, tmp_path / "scope" / inner)
-    assert weights.open_checkpoint(ID).path == tmp_path / "scope" / inner
+    assert models.open_checkpoint(ID).path == tmp_path / "scope" / inner
 
 
 @pytest.mark.parametrize("inner", [ID, "FLUX.1-schnell"])
@@ -81,13 +81,13 @@ def test_named_folders_go_first(
     layouts.write_hub_cache(tmp_path / "home" / ".cache" / "huggingface" / "hub", ID, schnell)
     shutil.copytree(schnell, tmp_path / "mine" / inner)
     monkeypatch.setenv("DANQING_MODELS", f"{tmp_path / 'none'}:{tmp_path / 'mine'}")
-    assert weights.open_checkpoint(ID).path == tmp_path / "mine" / inner
+    assert models.open_checkpoint(ID).path == tmp_path / "mine" / inner
 
 
 def test_every_place_searched_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DANQING_MODELS", str(tmp_path / "mine"))
     with pytest.raises(CheckpointNotFoundError) as caught:
-        weights.open_checkpoint(ID)
+        models.open_checkpoint(ID)
     text = str(caught.value)
     for place in (
         tmp_path / "mine" / "black-forest-labs" / "FLUX.1-schnell",
@@ -105,7 +105,7 @@ def test_a_download_that_is_under_way_is_not_taken_for_whole(schnell: Path, tmp_
     blob = file.resolve()
     file.unlink()
     blob.rename(blob.with_suffix(".incomplete"))
-    checkpoint = weights.open_checkpoint(ID)
+    checkpoint = models.open_checkpoint(ID)
     with pytest.raises(CheckpointIncompleteError, match="transformer"):
         checkpoint.component("transformer")
 

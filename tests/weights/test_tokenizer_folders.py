@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from danqing import models, weights
+from danqing import models
 from tests import deepgen_toys, toys
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def test_a_model_with_a_tokenizer_of_any_class_opens(
                 rename(copy / kind, class_name)
             shutil.rmtree(folder / name)
             shutil.copytree(copy / kind, folder / name)
-        checkpoint = weights.open_checkpoint(folder)
+        checkpoint = models.open_checkpoint(folder)
         models.open_model(checkpoint, models.identify(checkpoint))
 
 
@@ -90,5 +90,5 @@ def test_a_generic_tokenizer_named_as_a_component(
         (folder, {"tokenizer": copy / "qwen"}),
         (schnell_bfl, {"tokenizer": copy / "clip", "tokenizer_2": copy / "t5"}),
     ):
-        checkpoint = weights.open_checkpoint(place, components)
+        checkpoint = models.open_checkpoint(place, components)
         models.open_model(checkpoint, models.identify(checkpoint))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from danqing import models, weights
+from danqing import models
 from danqing.cli.generate import open_weights
 from danqing.cli.terminal import overwrite, print_json, print_line
 from danqing.errors import CheckpointError, CheckpointIncompleteError, DanqingError
@@ -41,7 +41,7 @@ def run(
     except CheckpointIncompleteError:
         if components:
             raise
-        checkpoint = weights.open_part(path)  # raises, if it is not even that
+        checkpoint = models.open_parts(path)  # raises, if it is not even that
     found = preflight(checkpoint, values=values)
     sums = _digests(checkpoint, quiet=as_json) if digest else {}
     if as_json:
@@ -184,7 +184,7 @@ def _model_row(found: places.Found) -> dict[str, Any]:
         "dtype": None, "complete": False, "verdict": "",
     }  # fmt: skip
     try:
-        checkpoint = weights.open_checkpoint(found.path)
+        checkpoint = models.open_checkpoint(found.path)
         row["layout"] = checkpoint.layout
         spec = models.identify(checkpoint)
         row["model"] = spec.name

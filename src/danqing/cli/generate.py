@@ -29,11 +29,11 @@ from danqing.errors import (
 )
 from danqing.escaping import escape
 from danqing.files import expand
-from danqing.models import identify
+from danqing.models import identify, open_checkpoint
 from danqing.options import Options
 from danqing.pictures import check_target, fill_template
 from danqing.request import Request, request_from_record
-from danqing.weights import POCKET, Checkpoint, open_checkpoint
+from danqing.weights import POCKET, Checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from danqing.cli.generate import Opening, open_engine
 from danqing.cli.terminal import print_json
 from danqing.errors import BrokenPictureError
+from danqing.models import open_checkpoint
 from danqing.pictures import check_target
-from danqing.weights import POCKET, open_checkpoint
+from danqing.weights import POCKET
 
 if TYPE_CHECKING:
     from danqing.engine import Engine

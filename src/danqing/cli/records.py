@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from danqing.devices import OWN_ATTENTION
 from danqing.errors import DanqingError, OutputError, UntrustedRecordError
+from danqing.models import open_checkpoint
 from danqing.pictures import read_record
 from danqing.plan import ATTENTION
 from danqing.request import MAX_BATCH
-from danqing.weights import BUILT_IN, open_checkpoint, places
+from danqing.weights import BUILT_IN, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -1,13 +1,16 @@
 """Weights on disk: found, identified and checked before anything large is read.
 
-`open_checkpoint` is the door. A `Checkpoint` knows its components, their tensors by name (from the
-files' headers) and their configs; tensors are read lazily, mapped from disk.
+`read_contents` recognises what lies at a place; `danqing.models.open_checkpoint` has a family name
+it. A `Checkpoint` knows its components, their tensors by name (from the files' headers) and their
+configs; tensors are read lazily, mapped from disk.
 """
 
 from danqing.weights.checkpoint import Checkpoint, Component
+from danqing.weights.contents import Contents
 from danqing.weights.digests import known_digests
 from danqing.weights.gguf_file import QUANTISED
-from danqing.weights.layouts import EMBEDDED, LAYOUTS, PART, open_checkpoint, open_part
+from danqing.weights.layouts import LAYOUTS, PART, read_contents, read_parts
+from danqing.weights.parts import EMBEDDED
 from danqing.weights.places import BUILT_IN, POCKET
 from danqing.weights.tensor_file import TensorEntry
 
@@ -20,8 +23,9 @@ __all__ = [
     "QUANTISED",
     "Checkpoint",
     "Component",
+    "Contents",
     "TensorEntry",
     "known_digests",
-    "open_checkpoint",
-    "open_part",
+    "read_contents",
+    "read_parts",
 ]

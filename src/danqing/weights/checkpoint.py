@@ -16,6 +16,7 @@ from danqing.errors import (
 from danqing.files import open_regular
 from danqing.weights.files import open_tensors
 from danqing.weights.gguf_file import MAGIC
+from danqing.weights.kinds import FOREIGN, KINDS, recognise
 from danqing.weights.markers import check_markers
 from danqing.weights.quantised import BYTES, join_scales
 from danqing.weights.ranges import Span
@@ -83,7 +84,7 @@ class Component:
     """One part of a model on disk: a network's weights, or a folder of small files.
 
     Attributes:
-        name: diffusers' name: `transformer`, `vae`, `text_encoder`, `tokenizer`, ...
+        name: what the family calls it; of one that no family has named yet, the kind's alias.
         style: whose tensor names it uses: `diffusers`, `transformers`, `bfl` or `llama.cpp`;
             `files` for a component without tensors (tokenizer, scheduler).
         folder: where its small files are.
@@ -92,6 +93,8 @@ class Component:
         prefix: what its tensors' names begin with in the files, where others lie beside them.
         adapters: changes of single weights, by the tensor's name; made when it is read.
         given: an opened file with the component's tensors in it, where their names there differ.
+        kinds: kinds it may be, where a reader recognised it; tokenizers may be of several.
+        embedded: configs in its file's metadata: JSON, by the name of the component they are for.
     """
 
     name: str
@@ -102,6 +105,18 @@ class Component:
     prefix: str = ""
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     given: tuple[TensorFile, Mapping[str, TensorEntry]] | None = None
+    kinds: tuple[str, ...] = ()
+    embedded: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Its kind, read off its tensors if no reader recognised it; empty if that is unknown."""
+        if self.kinds or not self.files:
+            return next(iter(self.kinds), "")
+        row = recognise(self.entries)
+        if row is None or row[1].style not in (self.style, FOREIGN):
+            return ""
+        return row[0].name
 
     @cached_property
     def _opened(self) -> dict[Path, TensorFile]:
@@ -276,7 +291,9 @@ class Checkpoint:
     Attributes:
         path: as the user gave it, made absolute.
         layout: name of the layout it was read as.
-        components: by diffusers' names.
+        components: by the names that the family gives them.
+        family: that has such components; empty if none is known.
+        kinds: kind of each component that the family has, by name.
         index: the model's own index file (`model_index.json`), if the layout has one.
         overrides: components whose place the user gave, as absolute paths.
         broken: components that are there but cannot be read, and why.
@@ -287,6 +304,8 @@ class Checkpoint:
     path: Path
     layout: str
     components: Mapping[str, Component]
+    family: str = ""
+    kinds: Mapping[str, str] = field(default_factory=dict)
     index: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Path] = field(default_factory=dict)
     broken: Mapping[str, CheckpointError] = field(default_factory=dict)
@@ -308,7 +327,17 @@ class Checkpoint:
         for path, error in self.unread.items():
             has += f"; {path.name} cannot be read: {error.what}"
         raise CheckpointIncompleteError(
-            f"the checkpoint has no {name}", seen=has, hint=_where_to_get(name)
+            f"the checkpoint has no {name}", seen=has, hint=self._where_to_get(name)
+        )
+
+    def _where_to_get(self, name: str) -> str:
+        """Say how to name a component, and of the small ones which files they are."""
+        hint = f"if it lies elsewhere, say so: --component {name}=PLACE"
+        kind = KINDS.get(self.kinds.get(name, ""))
+        if kind is None or not kind.files:
+            return hint
+        return (
+            f"{hint}; a folder with {' and '.join(kind.files)}, or tokenizer.json ({kind.source})"
         )
 
     @cached_property
@@ -329,20 +358,6 @@ class Checkpoint:
         """Let go of all mapped files."""
         for component in self.components.values():
             component.close()
-
-
-def _where_to_get(name: str) -> str:
-    """Say how to name a component, and of the small ones which files they are."""
-    hint = f"if it lies elsewhere, say so: --component {name}=PLACE"
-    return f"{hint}; {_SMALL_FILES[name]}" if name in _SMALL_FILES else hint
-
-
-_SMALL_FILES = {
-    "tokenizer": "a folder with vocab.json and merges.txt, or tokenizer.json "
-    "(of openai/clip-vit-large-patch14, or of tokenizer/ in the model's repository)",
-    "tokenizer_2": "a folder with spiece.model, or tokenizer.json "
-    "(of google/t5-v1_1-xxl, or of tokenizer_2/ in the model's repository)",
-}
 
 
 def _add_fingerprint(digest: hashlib._Hash, path: Path) -> None:

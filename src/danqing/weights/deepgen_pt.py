@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from danqing.errors import CheckpointDamagedError, CheckpointIncompleteError, UnknownModelError
 from danqing.weights.checkpoint import Adapter, Component
+from danqing.weights.contents import Contents
+from danqing.weights.kinds import KINDS
 from danqing.weights.pickle_file import PickleFile
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ _LMM = re.compile(r"^lmm\.(base_model\.model\.)?(model\.)?")
 _HEAD = "lm_head"
 
 
-def read_deepgen_pt(place: Path) -> tuple[dict[str, Component], dict[str, Adapter]]:
+def read_deepgen_pt(place: Path) -> Contents:
     """Return the components in the file, and the adapters by the language model's layer.
 
     Raises:
@@ -66,11 +68,11 @@ def read_deepgen_pt(place: Path) -> tuple[dict[str, Component], dict[str, Adapte
             "the file holds tensors that no DeepGen has",
             seen=f"{place}: {len(odd)}, such as {odd[0]}",
         )
-    parts = {
-        "connector": _component("connector", "deepgen", file, connector),
-        "transformer": _component("transformer", "diffusers", file, transformer),
-    }
-    return parts, adapters
+    parts = (
+        _component("deepgen_connector", "deepgen", file, connector),
+        _component("sd3_transformer", "diffusers", file, transformer),
+    )
+    return Contents(path=place, layout=LAYOUT, loose=parts, adapters={"qwen_vl": adapters})
 
 
 def with_adapters(vlm: Component, adapters: Mapping[str, Adapter]) -> Component:
@@ -99,10 +101,15 @@ def _without_outer(name: str, names: Iterable[str]) -> str:
     return bare if "meta_queries" not in names else name
 
 
-def _component(name: str, style: str, file: PickleFile, renamed: Mapping[str, str]) -> Component:
+def _component(kind: str, style: str, file: PickleFile, renamed: Mapping[str, str]) -> Component:
     entries: dict[str, TensorEntry] = {new: file.entries[old] for new, old in renamed.items()}
     return Component(
-        name=name, style=style, folder=file.path.parent, files=(file.path,), given=(file, entries)
+        name=KINDS[kind].shown,
+        style=style,
+        folder=file.path.parent,
+        files=(file.path,),
+        given=(file, entries),
+        kinds=(kind,),
     )
 
 

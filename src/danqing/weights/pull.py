@@ -26,6 +26,7 @@ from danqing.errors import (
     RequestError,
 )
 from danqing.weights.digests import sha256
+from danqing.weights.kinds import RELEASED_FOLDERS
 from danqing.weights.places import find, free_bytes, hugging_face_cache, model_scope_cache
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ _ROOT_FILES = ("model_index.json", "prompt_template.json")
 HUBS = ("huggingface", "modelscope")
 _WEIGHTS = (".safetensors", ".sft", ".gguf")
 _VARIANT = (".fp16.", ".bf16.", ".fp32.", ".non_ema.", ".ema.")
-_ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 _MANY = 12
 _ATTEMPTS = 3
 """At a file of which nothing more comes; the client itself tries again, too, in some versions."""
@@ -174,7 +174,7 @@ def choose(
         return _some(_diffusers(files), name, "a diffusers folder", files)
     loose = [file for file in files if "/" not in file.path and _is_weights(file.path)]
     if wanted == "bfl":
-        beside = [file for file in _diffusers(files) if file.path.split("/")[0] in _ENCODERS]
+        beside = [file for file in _diffusers(files) if _is_beside(file)]
         return _some(loose and loose + beside, name, "weights beside its folders", files)
     if len(loose) > _MANY or (len(loose) > 1 and any(_is_gguf(file) for file in loose)):
         raise RequestError(
@@ -199,6 +199,11 @@ def _diffusers(files: Iterable[RemoteFile]) -> list[RemoteFile]:
             and file.path.endswith((*_WEIGHTS, ".json", ".txt", ".model"))
         )
     ]
+
+
+def _is_beside(file: RemoteFile) -> bool:
+    """Say whether a file is in a folder of what the released files lack: encoders, tokenizers."""
+    return "/" in file.path and file.path.split("/")[0] not in RELEASED_FOLDERS
 
 
 def _some(

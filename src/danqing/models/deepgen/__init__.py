@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from danqing.errors import NoEffectError, RequestError
 from danqing.models.base import ModelSpec
-from danqing.models.slots import Slot, required_names
+from danqing.models.slots import Slot
 
 if TYPE_CHECKING:
     from danqing.models.base import Model
     from danqing.references import Reference
     from danqing.request import Request, Resolved
-    from danqing.weights import Checkpoint, Component
+    from danqing.weights import Checkpoint
 
 FAMILY = "deepgen"
 SLOTS = (
@@ -29,8 +29,8 @@ SLOTS = (
     Slot(name="tokenizer", kind="qwen2_tokenizer", role="tokenizer"),
     Slot(name="scheduler", kind="flow_match_euler", role="schedule", required=False),
 )
-PARTS = required_names(SLOTS)
-"""What it cannot do without; a schedule may be left out."""
+PIPELINE = "DeepGenPipeline"
+"""Class of its pipeline in a model_index.json."""
 MULTIPLE = 32
 """Of every side, in pixels: the vision tower sees 28 pixels where the autoencoder sees 32."""
 SIDE = 512
@@ -42,38 +42,23 @@ NEGATIVE_EDIT = (
 )
 """What the published results of editing steer away from: their evaluation scripts' words."""
 
-_TELLTALES = (
-    "pos_embed.proj.weight",
-    "transformer_blocks.0.attn.add_q_proj.weight",
-    "time_text_embed.text_embedder.linear_1.weight",
-    "norm_out.linear.weight",
-)
 _MAX_ROWS = 1024
 _FOR_EDITS = ("resize", "reference_latent")
 
 
 def identify(checkpoint: Checkpoint) -> ModelSpec | None:
-    """Return what a checkpoint is if it is a DeepGen, from its components and their tensors.
+    """Return which DeepGen a checkpoint is; None if it only has a transformer of the same kind.
 
     Raises:
         danqing.errors.CheckpointIncompleteError: it says that it is one, and lacks what makes it.
     """
-    transformer = checkpoint.components.get("transformer")
-    says = "DeepGen" in str(checkpoint.index.get("_class_name"))
-    if says:
-        for name in ("transformer", "connector"):
-            checkpoint.component(name)  # raises: it is missing
-    if transformer is None or "connector" not in checkpoint.components:
+    if PIPELINE in str(checkpoint.index.get("_class_name")):
+        checkpoint.component("connector")  # raises: it is missing
+    if "connector" not in checkpoint.components:
         return None
-    if not is_transformer(transformer):
-        return None
+    transformer = checkpoint.component("transformer")
     rows = (transformer.config or {}).get("pos_embed_max_size")
     return spec(rows if type(rows) is int and 0 < rows <= _MAX_ROWS else None)
-
-
-def is_transformer(component: Component) -> bool:
-    """Say whether a transformer is of SD3's kind, by tensors that only those have."""
-    return all(name in component.entries for name in _TELLTALES)
 
 
 def spec(rows: int | None = None) -> DeepGenSpec:

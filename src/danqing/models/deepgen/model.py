@@ -20,7 +20,7 @@ from danqing.errors import (
 )
 from danqing.models import config_tables, flow, tokenizers
 from danqing.models.config_tables import CONNECTOR, Config, read_config
-from danqing.models.deepgen import PARTS, SLOTS, configs, fitted_size, language, prompts
+from danqing.models.deepgen import SLOTS, configs, fitted_size, language, prompts
 from danqing.models.deepgen.connector import Connector
 from danqing.models.deepgen.transformer import predict
 from danqing.models.flux import configs as flux_configs
@@ -180,7 +180,7 @@ class DeepGenModel(NetworksModel):
 
     def dtypes(self, dtype: str) -> dict[str, tuple[str, str]]:
         """Keep in float32 what overflows in float16."""
-        reasons = {name: (dtype, "") for name in PARTS if name != "tokenizer"}
+        reasons = {slot.name: (dtype, "") for slot in SLOTS if slot.stage}
         if dtype == "float16":
             reasons["vae"] = ("float32", "its activations may overflow in float16")
         return reasons

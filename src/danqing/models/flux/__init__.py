@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from danqing.errors import UnknownModelError
 from danqing.models.base import ModelSpec
-from danqing.models.slots import Slot, required_names
+from danqing.models.slots import Slot
 from danqing.request import MAX_SIDE
 
 if TYPE_CHECKING:
@@ -38,23 +38,10 @@ SLOTS = (
     Slot(name="tokenizer_2", kind="t5_tokenizer", role="tokenizer"),
     Slot(name="scheduler", kind="flow_match_euler", role="schedule", required=False),
 )
-PARTS = required_names(SLOTS)
-"""What it cannot do without; a schedule may be left out."""
+PIPELINE = "FluxPipeline"
+"""Class of its pipeline in a model_index.json."""
 
-_TELLTALES = {
-    "bfl": (
-        "img_in.weight",
-        "double_blocks.0.img_attn.qkv.weight",
-        "single_blocks.0.linear1.weight",
-    ),
-    "diffusers": (
-        "x_embedder.weight",
-        "transformer_blocks.0.attn.add_q_proj.weight",
-        "transformer_blocks.0.norm1.linear.weight",
-        "single_transformer_blocks.0.proj_mlp.weight",
-        "time_text_embed.text_embedder.linear_1.weight",
-    ),
-}
+_INPUT = {"bfl": "img_in.weight", "diffusers": "x_embedder.weight"}
 _GUIDANCE = {
     "bfl": "guidance_in.in_layer.weight",
     "diffusers": "time_text_embed.guidance_embedder.linear_1.weight",
@@ -63,29 +50,17 @@ _MAX_LEVELS = 8
 _OUTPUT = {"bfl": "final_layer.linear.weight", "diffusers": "proj_out.weight"}
 
 
-def identify(checkpoint: Checkpoint) -> ModelSpec | None:
-    """Return what a checkpoint is if it is a FLUX.1, from the names and shapes of its tensors.
+def identify(checkpoint: Checkpoint) -> ModelSpec:
+    """Return which FLUX.1 a checkpoint is, from the names and shapes of its tensors.
 
     Raises:
         UnknownModelError: it is a FLUX.1 that needs a control picture or a mask.
     """
-    transformer = checkpoint.components.get("transformer")
-    if transformer is None:
-        says = checkpoint.index.get("_class_name")
-        if says == "FluxPipeline":
-            checkpoint.component("transformer")  # raises: it is missing
-        return None
-    if not is_transformer(transformer):
-        return None
+    transformer = checkpoint.component("transformer")
     _refuse_conditioned(checkpoint, transformer)
     guided = _GUIDANCE[transformer.style] in transformer.entries
     found = spec(guided=guided, multiple=_size_multiple(checkpoint))
     return replace(found, **_own_measures(checkpoint, found))
-
-
-def is_transformer(component: Component) -> bool:
-    """Say whether a transformer is a FLUX.1's, by tensors that only those have."""
-    return all(name in component.entries for name in _TELLTALES.get(component.style, ("",)))
 
 
 def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
@@ -159,7 +134,7 @@ def _size_multiple(checkpoint: Checkpoint) -> int:
 
 def _refuse_conditioned(checkpoint: Checkpoint, transformer: Component) -> None:
     """Refuse the kinds whose input has more channels than their output."""
-    entry = transformer.entries[_TELLTALES[transformer.style][0]]
+    entry = transformer.entries[_INPUT[transformer.style]]
     inputs = entry.shape[-1] if entry.shape else 0
     output = transformer.entries.get(_OUTPUT[transformer.style])
     outputs = output.shape[0] if output is not None and output.shape else inputs
