@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from typing_extensions import Self
 
-    from danqing.models.base import Model, ModelSpec
+    from danqing.models.base import ModelSpec
+    from danqing.models.model import Model
     from danqing.models.prompt_cache import PromptCache
     from danqing.networks.compiling import CompileClock
     from danqing.networks.streaming import Streaming

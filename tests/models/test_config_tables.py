@@ -245,7 +245,7 @@ def test_layers_are_counted_before_a_network_is_built(
     def build(_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("danqing.models.networks.on_meta", build)
+    monkeypatch.setattr("danqing.models.outline.on_meta", build)
     path = config_file(flux, "transformer")
     with changed(path, ("num_layers", 100)):
         wrong = fault_of(flux, "transformer")

@@ -18,7 +18,7 @@ from danqing.errors import CheckpointError
 from danqing.models import flow
 from danqing.models.deepgen import NEGATIVE_EDIT, fitted_size, language, prompts, transformer
 from danqing.models.deepgen.connector import Connector
-from danqing.models.deepgen.model import _make_transformer, _make_vae, _make_vlm
+from danqing.models.kinds import kind_of
 from danqing.networks.loading import on_meta
 from tests import deepgen_reference as stock
 from tests import deepgen_toys as toys
@@ -75,10 +75,14 @@ def stages(engine: danqing.Engine, **settings: Any) -> tuple[Any, torch.Tensor, 
     ("make", "tensors", "elements"),
     [
         (lambda: Connector(toys.RELEASED["connector"]), 103, 432_449_532),
-        (lambda: _make_transformer(toys.RELEASED["transformer"]), 909, 2_469_663_936),
-        (lambda: _make_vae(toys.RELEASED["vae"]), 244, 83_819_683),
-        (lambda: _make_vlm(toys.vlm_config(released=True)), 824, 3_754_622_976),
-        (lambda: _make_vlm(toys.vlm_config(released=True, legacy=True)), 824, 3_754_622_976),
+        (lambda: kind_of("sd3_transformer").make(toys.RELEASED["transformer"]), 909, 2_469_663_936),
+        (lambda: kind_of("kl").make(toys.RELEASED["vae"]), 244, 83_819_683),
+        (lambda: kind_of("qwen_vl").make(toys.vlm_config(released=True)), 824, 3_754_622_976),
+        (
+            lambda: kind_of("qwen_vl").make(toys.vlm_config(released=True, legacy=True)),
+            824,
+            3_754_622_976,
+        ),
     ],
     ids=["connector", "transformer", "vae", "vlm", "vlm, config of before 4.52"],
 )
@@ -256,7 +260,10 @@ def test_golden_timesteps_of_the_schedule(engine: danqing.Engine) -> None:
     def times(steps: int) -> list[float]:
         asked = danqing.Request(prompt="a", num_inference_steps=steps, height=64, width=64)
         request = engine.spec.resolve(asked)
-        return [float(t) for t in model._schedule(request, torch.device("cpu")).timesteps]
+        schedule = model.schedule(
+            request.num_inference_steps, tokens=16, device=torch.device("cpu")
+        )
+        return [float(t) for t in schedule.timesteps]
 
     assert times(4) == pytest.approx([1000, 857.6923, 602.1506, 8.9286], abs=1e-3)
     assert times(50)[:5] == pytest.approx([1000, 993.1244, 986.0571, 978.7898, 971.3141], abs=1e-3)
@@ -269,7 +276,8 @@ def test_a_schedule_that_shifts_by_resolution_is_followed(tmp_path: Path) -> Non
         model: Any = engine._model
         asked = danqing.Request(prompt="a", num_inference_steps=4, height=64, width=64)
         request = engine.spec.resolve(asked)
-        scheduler = model._schedule(request, torch.device("cpu"))
+        tokens = model.image_tokens(request.height, request.width)
+        scheduler = model.schedule(4, tokens=tokens, device=torch.device("cpu"))
     mu = flow.resolution_shift(16, max_shift=1.16)
     expected = stock.load(folder).scheduler
     expected.set_timesteps(4, mu=mu)

@@ -170,7 +170,7 @@ def test_packing_is_that_of_diffusers() -> None:
 def test_schnell_schedule_is_not_shifted(engine: danqing.Engine, steps: int) -> None:
     request = engine.spec.resolve(danqing.Request(prompt="x", num_inference_steps=steps))
     model: Any = engine._model
-    scheduler = model._schedule(request, tokens=4096, device=torch.device("cpu"))
+    scheduler = model.schedule(request.num_inference_steps, tokens=4096, device=torch.device("cpu"))
     expected = torch.linspace(1, 0, steps + 1, dtype=torch.float64)  # BFL, get_schedule
     assert torch.allclose(scheduler.sigmas.double(), expected, atol=1.2e-7)
 
@@ -184,7 +184,9 @@ def test_dev_schedule_is_shifted_by_resolution(
     assert flow.resolution_shift(tokens) == pytest.approx(mu, abs=1e-6)
     request = dev_engine.spec.resolve(danqing.Request(prompt="x", num_inference_steps=20))
     model: Any = dev_engine._model
-    scheduler = model._schedule(request, tokens=tokens, device=torch.device("cpu"))
+    scheduler = model.schedule(
+        request.num_inference_steps, tokens=tokens, device=torch.device("cpu")
+    )
     t = torch.linspace(1, 0, 21, dtype=torch.float64)[:-1]  # BFL, time_shift with sigma = 1
     expected = torch.exp(torch.tensor(mu)) / (torch.exp(torch.tensor(mu)) + (1 / t - 1))
     assert torch.allclose(scheduler.sigmas[:-1].double(), expected, atol=1e-6)

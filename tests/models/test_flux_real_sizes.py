@@ -10,7 +10,7 @@ import torch
 
 from danqing import models, weights
 from danqing.errors import TensorMismatchError
-from danqing.models.flux import configs, keys
+from danqing.models.kinds import flux_transformer, kind_of, kl
 from danqing.networks.loading import Piece, changed, joined, match, on_meta, shapes_of
 from tests import sparse, toys
 
@@ -60,13 +60,13 @@ def test_parameter_counts(checkpoint: weights.Checkpoint, guided: bool) -> None:
 def test_derived_configs_are_the_published_ones(
     checkpoint: weights.Checkpoint, guided: bool
 ) -> None:
-    config = configs.transformer_config(checkpoint.components["transformer"])
+    config = kind_of("flux_transformer").derive(checkpoint.components["transformer"])
     assert config == {
         "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38,
         "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096,
         "pooled_projection_dim": 768, "guidance_embeds": guided, "axes_dims_rope": (16, 56, 56),
     }  # fmt: skip
-    vae = configs.vae_config(checkpoint.components["vae"])
+    vae = kind_of("kl").derive(checkpoint.components["vae"])
     assert vae["block_out_channels"] == [128, 256, 512, 512]
     assert (vae["layers_per_block"], vae["latent_channels"]) == (2, 16)
 
@@ -78,7 +78,7 @@ def test_every_diffusers_parameter_is_filled_once(
 
     part = checkpoint.components["transformer"]
     module = on_meta(lambda: FluxTransformer2DModel(guidance_embeds=guided))
-    rows = keys.transformer_rows(double=19, single=38, guided=guided)
+    rows = flux_transformer.transformer_rows(double=19, single=38, guided=guided)
     pieces = match(part, shapes_of(module), rows)
     assert pieces.keys() == dict(module.named_parameters()).keys()
 
@@ -93,7 +93,7 @@ def test_the_map_is_that_of_diffusers_converter() -> None:
         for name, shape in shapes.items()
     }  # fmt: skip
     theirs = single_file.convert_flux_transformer_checkpoint_to_diffusers(dict(state))
-    for row in keys.transformer_rows(double=1, single=1, guided=True):
+    for row in flux_transformer.transformer_rows(double=1, single=1, guided=True):
         start = 0
         for target in row.targets:
             wanted = first_column(theirs.pop(target))
@@ -112,7 +112,7 @@ def first_column(tensor: torch.Tensor) -> torch.Tensor:
 def test_maps_agree_with_the_hand_written_ones_both_ways(guided: bool) -> None:
     networks = toys.make_networks(guided=guided)
     state = networks["transformer"].state_dict()
-    rows = list(keys.transformer_rows(double=2, single=2, guided=guided))
+    rows = list(flux_transformer.transformer_rows(double=2, single=2, guided=guided))
     by_hand = toys.bfl_transformer(state)
     ours = {row.source: joined(row, state) for row in rows}
     assert by_hand.keys() == ours.keys()
@@ -123,8 +123,7 @@ def test_maps_agree_with_the_hand_written_ones_both_ways(guided: bool) -> None:
         n.removesuffix(".nin_shortcut.weight") for n in by_hand if n.endswith("nin_shortcut.weight")
     )
     ours = {
-        row.source: joined(row, vae)
-        for row in keys.vae_rows(levels=4, blocks=1, shortcuts=shortcuts)
+        row.source: joined(row, vae) for row in kl.vae_rows(levels=4, blocks=1, shortcuts=shortcuts)
     }
     assert by_hand.keys() == ours.keys()
     assert all(torch.equal(by_hand[name], ours[name]) for name in ours)
@@ -134,7 +133,7 @@ def test_maps_agree_with_the_hand_written_ones_both_ways(guided: bool) -> None:
     ("head", "axes"), [(128, (16, 56, 56)), (16, (4, 6, 6)), (64, (8, 28, 28))]
 )
 def test_rope_axes(head: int, axes: tuple[int, int, int]) -> None:
-    assert configs.rope_axes(head) == axes
+    assert flux_transformer.rope_axes(head) == axes
     assert sum(axes) == head
 
 
@@ -148,8 +147,8 @@ def test_a_tensor_without_a_place_is_told(tmp_path: Path) -> None:
     part = weights.Component(name="vae", style="bfl", folder=tmp_path, files=(file,))
     from diffusers import AutoencoderKL
 
-    module = on_meta(lambda: AutoencoderKL.from_config(configs.vae_config(part)))
-    shortcuts = configs.shortcuts(shapes_of(module), levels=4)
-    rows = keys.vae_rows(levels=4, blocks=1, shortcuts=shortcuts)
+    module = on_meta(lambda: AutoencoderKL.from_config(kind_of("kl").derive(part)))
+    shortcuts = kl.shortcuts(shapes_of(module), levels=4)
+    rows = kl.vae_rows(levels=4, blocks=1, shortcuts=shortcuts)
     with pytest.raises(TensorMismatchError, match="2 unexpected: encoder"):
         match(part, shapes_of(module), rows)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from danqing.models.base import Model, ModelSpec
+    from danqing.models.base import ModelSpec
+    from danqing.models.model import Model
     from danqing.models.slots import Slot
     from danqing.weights import Checkpoint, Contents
 

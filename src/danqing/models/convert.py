@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from danqing.models.base import Model, ModelSpec
+    from danqing.models.base import ModelSpec
+    from danqing.models.model import Model
     from danqing.networks.loading import Piece, Row
     from danqing.weights import Checkpoint, Component, TensorEntry
 

@@ -99,6 +99,9 @@ T5 = TokenizerKind(
     file_sets=(("tokenizer.json",), ("spiece.model",)),
 )
 
+KINDS = {"clip_tokenizer": CLIP, "t5_tokenizer": T5, "qwen2_tokenizer": QWEN2}
+"""By the names that slots use."""
+
 _TOKEN = either(
     text(MAX_PIECE),
     Field(lambda value: isinstance(value, dict) and _is_token(value), "a token's table"),

@@ -59,6 +59,12 @@ def identity_rows(targets: Iterable[str]) -> list[Row]:
     return [Row(name, (name,)) for name in targets]
 
 
+def both(source: str, *targets: str, change: Change = "") -> Iterator[Row]:
+    """Yield the rows of a layer's weight and bias."""
+    for leaf in ("weight", "bias"):
+        yield Row(f"{source}.{leaf}", tuple(f"{target}.{leaf}" for target in targets), change)
+
+
 def match(
     component: Component,
     shapes: Mapping[str, tuple[int, ...]],

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from danqing.devices import Device, Selection
-    from danqing.models.base import Model
+    from danqing.models.model import Model
     from danqing.options import Options
     from danqing.plan.rates import Rates
     from danqing.request import Resolved

@@ -14,7 +14,7 @@ from danqing.models.base import ModelSpec
 from danqing.models.slots import Slot
 
 if TYPE_CHECKING:
-    from danqing.models.base import Model
+    from danqing.models.model import Model
     from danqing.references import Reference
     from danqing.request import Request, Resolved
     from danqing.weights import Checkpoint

@@ -7,14 +7,49 @@ the released code and weights have: one linear layer before, no mask, no positio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from danqing.models import config_tables
+from danqing.models.config_tables import Config, read_config
+from danqing.models.deepgen import configs
+from danqing.models.kinds.base import NetworkKind
+from danqing.networks.loading import Row
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from danqing.weights import Component
+
+
+class ConnectorKind(NetworkKind):
+    """The connector as a kind of network; its sizes are read off the shapes."""
+
+    table: ClassVar[config_tables.Kind] = config_tables.CONNECTOR
+
+    def read_config(self, part: Component, assumed: Mapping[str, Any]) -> Config:  # noqa: ARG002
+        """Return sizes read off the shapes; heads and epsilon from the config, if there is one."""
+        given = read_config(self.table, part.config or {}, name=part.name, place=part.folder)
+        return replace(given, values=configs.connector_config(part, given.values))
+
+    def make(self, values: Mapping[str, Any]) -> Any:
+        """Make a `Connector`."""
+        return Connector(values)
+
+    def rows(
+        self,
+        part: Component,
+        values: Mapping[str, Any],  # noqa: ARG002
+        shapes: Mapping[str, Any],
+    ) -> Iterable[Row]:
+        """Match names; files differ in what the names of the layers begin with."""
+        prefix, ours = configs.layers_prefix(part), "layers."
+        for name in shapes:
+            yield Row(prefix + name.removeprefix(ours) if name.startswith(ours) else name, (name,))
 
 
 class Connector(nn.Module):

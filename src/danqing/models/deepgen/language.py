@@ -36,23 +36,6 @@ def trim(vlm: Any) -> None:
     text.norm = nn.Identity()
 
 
-class PatchLinear(nn.Module):
-    """The vision tower's first layer, a 3-D convolution whose stride is its kernel, as a product.
-
-    The same numbers in another order of summation; convolutions in 3-D are slow, or missing, in
-    bfloat16 on many devices.
-    """
-
-    def __init__(self, convolution: nn.Conv3d) -> None:
-        """Take over the weight."""
-        super().__init__()
-        self.weight = convolution.weight
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """Map (patches, channels, frames, rows, columns) to (patches, width)."""
-        return F.linear(patches.flatten(1), self.weight.flatten(1))
-
-
 def tokens_of(height: int, width: int) -> int:
     """Return how many tokens a picture of this size becomes, sides being multiples of 32."""
     return (height // 32) * (width // 32)

@@ -14,7 +14,7 @@ from danqing.models.slots import Slot
 from danqing.request import MAX_SIDE
 
 if TYPE_CHECKING:
-    from danqing.models.base import Model
+    from danqing.models.model import Model
     from danqing.weights import Checkpoint, Component
 
 FAMILY = "flux1"

@@ -6,6 +6,8 @@ these agree.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -62,3 +64,11 @@ def text_ids(tokens: int, device: torch.device) -> torch.Tensor:
 def base_sigmas(steps: int) -> list[float]:
     """Return the unshifted noise levels at which the model is asked: 1 down to 1/steps."""
     return [float(sigma) for sigma in np.linspace(1.0, 1 / steps, steps)]
+
+
+def schedule_config(*, guided: bool) -> dict[str, Any]:
+    """Return the noise schedule: shifted by resolution except in schnell. BFL, flux/sampling.py."""
+    shifted = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256}
+    shifted |= {"max_image_seq_len": 4096, "shift": 3.0, "use_dynamic_shifting": True}
+    plain = {"shift": 1.0, "use_dynamic_shifting": False}
+    return {"num_train_timesteps": 1000, **(shifted if guided else plain)}

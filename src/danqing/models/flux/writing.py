@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from danqing.models.convert import Source, TargetFile, TargetLayout
-from danqing.models.flux import configs, keys
+from danqing.models.kinds.flux_transformer import transformer_rows
+from danqing.models.kinds.kl import shortcuts, vae_rows
 from danqing.networks.loading import Row, identity_rows
 from danqing.weights import EMBEDDED
 
@@ -56,11 +57,9 @@ def _diffusers(model: FluxModel, dtype: str) -> TargetLayout:
 def _bfl(model: FluxModel, dtype: str) -> TargetLayout:
     """The files of the BFL release, with the encoders in folders of transformers."""
     files, tables = [], {}
-    rows: dict[str, Callable[[FluxModel, Source], Iterable[Row]]]
-    rows = {"transformer": _transformer_rows, "vae": _vae_rows}
     for name, path in (("transformer", f"flux1-{model.spec.kind}"), ("vae", "ae")):
         source = Source(model, name, dtype)
-        tensors = _planned(source, rows[name](model, source))
+        tensors = _planned(source, _bfl_rows(model, name, source))
         metadata = _embedded(model, name)
         files.append(TargetFile(path=f"{path}.safetensors", tensors=tensors, metadata=metadata))
     copies = {}
@@ -81,8 +80,8 @@ def _comfy(model: FluxModel, dtype: str) -> TargetLayout:
     metadata: dict[str, str] = {}
     for name, prefix in _COMFY.items():
         source = Source(model, name, dtype)
-        rows = {"transformer": _transformer_rows, "vae": _vae_rows}.get(name)
-        found = rows(model, source) if rows else _own_rows(name, source)
+        is_bfl = name in ("transformer", "vae")
+        found = _bfl_rows(model, name, source) if is_bfl else _own_rows(name, source)
         tensors += _planned(source, found, prefix)
         metadata |= _embedded(model, name)
     file = TargetFile(
@@ -120,21 +119,20 @@ def _own_rows(name: str, source: Source) -> list[Row]:
     return identity_rows(source.shapes)
 
 
-def _transformer_rows(model: FluxModel, _: Source) -> Iterable[Row]:
-    config = model.config_of("transformer")
-    return keys.transformer_rows(
-        double=config["num_layers"],
-        single=config["num_single_layers"],
-        guided=bool(config.get("guidance_embeds")),
-    )
-
-
-def _vae_rows(model: FluxModel, source: Source) -> Iterable[Row]:
-    config = model.config_of("vae")
-    return keys.vae_rows(
-        levels=len(config["block_out_channels"]),
+def _bfl_rows(model: FluxModel, name: str, source: Source) -> Iterable[Row]:
+    """Rows under the names of the BFL release."""
+    config = model.config_of(name)
+    if name == "transformer":
+        return transformer_rows(
+            double=config["num_layers"],
+            single=config["num_single_layers"],
+            guided=bool(config.get("guidance_embeds")),
+        )
+    levels = len(config["block_out_channels"])
+    return vae_rows(
+        levels=levels,
         blocks=config["layers_per_block"],
-        shortcuts=configs.shortcuts(source.shapes, levels=len(config["block_out_channels"])),
+        shortcuts=shortcuts(source.shapes, levels=levels),
     )
 
 
