@@ -101,10 +101,14 @@ class Match:
 
     @property
     def unknown_denoiser(self) -> bool:
-        """Whether every denoiser is missing or cannot be read."""
-        parts = [self.contents.components.get(s.name) for s in self._unique if s.role == "denoiser"]
-        loose = any(KINDS[kind].denoiser for part in self._loose for kind in part.kinds)
-        return not loose and all(part is None or _kind(part) is None for part in parts)
+        """Whether no denoiser is found, and those of the family are missing or cannot be read."""
+        held = self.contents.components
+        kinds = [_kind(part) for part in held.values()]
+        kinds += [kind for part in self._loose for kind in part.kinds]
+        own = [held[s.name] for s in self._unique if s.role == "denoiser" and s.name in held]
+        return all(_kind(part) is None for part in own) and not any(
+            kind in KINDS and KINDS[kind].denoiser for kind in kinds
+        )
 
     @property
     def named_folders(self) -> int:
