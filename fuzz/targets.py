@@ -222,7 +222,8 @@ def _documented(read: Callable[[], object]) -> None:
 def journal(data: bytes, folder: Path) -> None:
     """Start a service whose journal has a row of foreign making."""
     from danqing.serve.journal import Journal
-    from tests.serve.fakes import FakePainter, make_service
+    from tests.fakes import FakeRunner
+    from tests.serve.fakes import make_service
 
     place = folder / "journal.db"
     for path in folder.glob("journal.db*"):
@@ -241,7 +242,7 @@ def journal(data: bytes, folder: Path) -> None:
     finally:
         base.close()
     kept = Journal(place)
-    make_service(FakePainter(), journal=kept).close()
+    make_service(FakeRunner(), journal=kept).close()
 
 
 def generations(data: bytes, folder: Path) -> None:  # noqa: ARG001
@@ -279,11 +280,12 @@ def _application() -> tuple[Any, asyncio.AbstractEventLoop]:
     from danqing.serve.app import make_app
     from danqing.serve.guards import Guard, Rules
     from danqing.serve.metrics import Metrics
-    from tests.serve.fakes import FakePainter, make_service
+    from tests.fakes import FakeRunner
+    from tests.serve.fakes import make_service
 
     logging.disable(logging.CRITICAL)
     metrics = Metrics()
-    app = make_app(make_service(FakePainter()), metrics)
+    app = make_app(make_service(FakeRunner()), metrics)
     hosts = frozenset({"localhost", "127.0.0.1"})
     return Guard(app, Rules(hosts=hosts), metrics.answered), asyncio.new_event_loop()
 

@@ -302,6 +302,11 @@ class Engine:
             return False
 
     @property
+    def fingerprint(self) -> str:
+        """Digest of the weights' headers."""
+        return self.checkpoint.fingerprint
+
+    @property
     def memory(self) -> Mapping[str, int]:
         """Bytes of the device: in all, free, and the peak since the last stage began; if known."""
         memory, peak = self._device.memory(), self._device.peak_bytes()

@@ -17,12 +17,18 @@ from danqing.models import open_checkpoint
 from danqing.pocket import suite
 from danqing.pocket.judge import judge, view
 from danqing.weights import BUILT_IN
+from tests.fakes import FakeRunner
 from tests.toys import open_with_diffusers
 from training import evaluate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from PIL.Image import Image
+
+    from danqing.generation import Picture
+    from danqing.request import Request, Resolved
 
 CHECKPOINT = BUILT_IN["pocket"]
 README_PROMPT = "three blue mountains under a red sun, a boat on the water"
@@ -146,20 +152,17 @@ def test_the_suite_passes_on_the_cpu(pocket: danqing.Engine) -> None:
     assert json.dumps([outcome.as_dict() for outcome in outcomes])
 
 
-class Altered:
-    """A runner whose device does something to every picture."""
+class Altered(FakeRunner):
+    """A runner whose device does something to every image."""
 
-    def __init__(self, engine: danqing.Engine, change: Any) -> None:
+    def __init__(self, engine: danqing.Engine, change: Callable[[Image], Image]) -> None:
+        super().__init__(spec=engine.spec)
         self.engine = engine
         self.change = change
 
-    def generate(self, prompt: str | danqing.Request, /, **settings: Any) -> danqing.Generation:
-        generation = self.engine.generate(prompt, **settings)
-        pictures = tuple(
-            dataclasses.replace(picture, image=self.change(picture.image))
-            for picture in generation.pictures
-        )
-        return dataclasses.replace(generation, pictures=pictures)
+    def paint(self, request: Request | Resolved, **options: Any) -> Iterator[Picture]:
+        for picture in self.engine.paint(request, **options):
+            yield dataclasses.replace(picture, image=self.change(picture.image))
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from danqing.errors import DeadlineError
 from danqing.serve import service as service_module
 from danqing.serve.jobs import Job
 from danqing.serve.journal import KEPT_SECONDS, Journal
+from tests.fakes import FakeRunner
 from tests.serve.asking import SlowJournal, ask, connected
 from tests.serve.conftest import until
-from tests.serve.fakes import FakePainter, make_service
+from tests.serve.fakes import make_order, make_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,13 +37,13 @@ def _quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "HANGING_SECONDS", 0.1, raising=False)
 
 
-class HangingPainter(FakePainter):
+class HangingRunner(FakeRunner):
     """A device call that does not return until the test is over."""
 
     def paint(self, *given: Any, **named: Any) -> Iterator[Picture]:
         assert self.gate is not None
         self.gate.wait(60)
-        yield from FakePainter().paint(*given, **named)
+        yield from FakeRunner().paint(*given, **named)
 
 
 def _status(service: Service, gate: threading.Event | None = None, **more: Any) -> tuple[int, str]:
@@ -61,25 +62,25 @@ def _status(service: Service, gate: threading.Event | None = None, **more: Any) 
 @pytest.mark.finding(1)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_device_that_hangs(stream: bool) -> None:
-    painter = HangingPainter(threading.Event())
-    service = make_service(painter, deadline=DEADLINE, grace=0.1)
+    runner = HangingRunner(threading.Event())
+    service = make_service(runner, deadline=DEADLINE, grace=0.1)
     status, text = _status(service, stream=stream)
     assert status == (200 if stream else 504)
     assert "deadline_exceeded" in text
     status, text = _status(service)  # it waits behind the one that hangs
     assert status == 504
     until(lambda: not service.answers())  # /readyz says so
-    assert painter.gate is not None
+    assert runner.gate is not None
     service.close()  # it ends, too
-    assert painter.closed == 0
-    painter.gate.set()
+    assert runner.closed == 0
+    runner.gate.set()
 
 
 @pytest.mark.finding(1)
 @pytest.mark.parametrize("operation", ["accept", "end", "by_idempotency"])
 def test_a_disk_that_hangs(operation: str, tmp_path: Path) -> None:
     journal = SlowJournal(tmp_path / "jobs.db")
-    service = make_service(FakePainter(), journal=journal, deadline=DEADLINE)
+    service = make_service(FakeRunner(), journal=journal, deadline=DEADLINE)
     journal.hang(operation)
     status, text = _status(service, journal.gate, key="x")
     assert status == 504
@@ -88,8 +89,8 @@ def test_a_disk_that_hangs(operation: str, tmp_path: Path) -> None:
 
 
 def test_the_deadline_counts_from_the_request_when_all_threads_are_busy(tmp_path: Path) -> None:
-    painter = HangingPainter(threading.Event())
-    service = make_service(painter, journal=Journal(tmp_path / "jobs.db"), deadline=1.5, grace=0.1)
+    runner = HangingRunner(threading.Event())
+    service = make_service(runner, journal=Journal(tmp_path / "jobs.db"), deadline=1.5, grace=0.1)
 
     async def run() -> tuple[int, float]:
         with ThreadPoolExecutor(1) as executor:
@@ -103,8 +104,8 @@ def test_the_deadline_counts_from_the_request_when_all_threads_are_busy(tmp_path
     status, seconds = asyncio.run(run())
     assert status == 504
     assert seconds < 2.8
-    assert painter.gate is not None
-    painter.gate.set()
+    assert runner.gate is not None
+    runner.gate.set()
     service.close()
 
 
@@ -114,7 +115,7 @@ def test_a_journal_that_raises_anything_at_the_end(tmp_path: Path) -> None:
         def end(self, *given: Any, **named: Any) -> None:
             raise RuntimeError("out of the ordinary")
 
-    service = make_service(FakePainter(), journal=Raising(tmp_path / "jobs.db"), deadline=5)
+    service = make_service(FakeRunner(), journal=Raising(tmp_path / "jobs.db"), deadline=5)
     status, text = _status(service)
     assert status == 200, text
     service.close()
@@ -129,11 +130,11 @@ def test_a_journal_that_raises_anything_at_the_end(tmp_path: Path) -> None:
     ],
 )
 def test_a_worker_survives_what_a_job_raises(error: BaseException) -> None:
-    painter = FakePainter()
-    service = make_service(painter, deadline=5)
-    painter.raises = error  # type: ignore[assignment]
+    runner = FakeRunner()
+    service = make_service(runner, deadline=5)
+    runner.raises = error
     assert _status(service)[0] == 500
-    painter.raises = None
+    runner.raises = None
     assert _status(service)[0] == 200
     service.close()
 
@@ -146,23 +147,23 @@ def test_metrics_that_raise_keep_nobody_waiting() -> None:
         def ended(self, *_: Any) -> None:
             raise RuntimeError("out of the ordinary")
 
-    service = make_service(FakePainter(), metrics=Raising(), deadline=5)
+    service = make_service(FakeRunner(), metrics=Raising(), deadline=5)
     assert _status(service)[0] == 200
     assert _status(service)[0] == 200
     service.close()
 
 
 def test_a_late_device_changes_nothing_after_the_deadline() -> None:
-    painter = HangingPainter(threading.Event())
-    service = make_service(painter, deadline=DEADLINE)
-    job = service.submit(painter.order(), "anna")
+    runner = HangingRunner(threading.Event())
+    service = make_service(runner, deadline=DEADLINE)
+    job = service.submit(make_order(), "anna")
     until(lambda: job.ended)
     assert isinstance(job.error, DeadlineError)
-    assert painter.gate is not None
-    painter.gate.set()
+    assert runner.gate is not None
+    runner.gate.set()
     until(lambda: service.running == 0)
     assert (job.state, job.pictures) == ("failed", [])
-    after = service.submit(painter.order(), "anna")
+    after = service.submit(make_order(), "anna")
     until(lambda: after.ended)
     assert after.state == "done"
     service.close()
@@ -176,12 +177,12 @@ def test_a_late_device_changes_nothing_after_the_deadline() -> None:
 def test_a_row_that_no_worker_has_is_taken_up(how: str, tmp_path: Path) -> None:
     journal = Journal(tmp_path / "jobs.db")
     gate = threading.Event()
-    painter = FakePainter(gate)
-    service = make_service(painter, journal=journal)
-    stray = Job(order=painter.order(), client="local", idempotency="x", digest="a")
+    runner = FakeRunner(gate)
+    service = make_service(runner, journal=journal)
+    stray = Job(order=make_order(), client="local", idempotency="x", digest="a")
     journal.accept(stray)
     if how == "name":
-        job = service.submit(painter.order(), "local", idempotency="x", digest="a")
+        job = service.submit(make_order(), "local", idempotency="x", digest="a")
     else:
         found = service.job(stray.id, "local")
         assert found is not None
@@ -194,7 +195,7 @@ def test_a_row_that_no_worker_has_is_taken_up(how: str, tmp_path: Path) -> None:
     gate.set()
     until(lambda: job.ended)
     assert job.state == ("cancelled" if how == "delete" else "done")
-    service._forget(job)
+    service.shelf.forget(job)
     kept = service.job(stray.id)
     assert kept is not None
     assert kept.state == job.state
@@ -204,16 +205,16 @@ def test_a_row_that_no_worker_has_is_taken_up(how: str, tmp_path: Path) -> None:
 @pytest.mark.finding(1)
 def test_a_row_that_hangs_again_ends_at_the_deadline(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "jobs.db")
-    painter = HangingPainter(threading.Event())
-    stray = Job(order=painter.order(), client="local", idempotency="x")
+    runner = HangingRunner(threading.Event())
+    stray = Job(order=make_order(), client="local", idempotency="x")
     journal.accept(stray)
-    service = make_service(painter, journal=journal, deadline=DEADLINE, grace=0.1)
+    service = make_service(runner, journal=journal, deadline=DEADLINE, grace=0.1)
     job = service.job(stray.id)
     assert job is not None
     until(lambda: job.ended, DEADLINE + MARGIN)
     assert isinstance(job.error, DeadlineError)
-    assert painter.gate is not None
-    painter.gate.set()
+    assert runner.gate is not None
+    runner.gate.set()
     service.close()
 
 
@@ -222,10 +223,10 @@ def test_the_end_of_a_job_is_written_when_the_disk_has_room_again(
 ) -> None:
     monkeypatch.setattr(service_module, "REWRITE_SECONDS", 0.1)
     gate = threading.Event()
-    painter = FakePainter(gate)
+    runner = FakeRunner(gate)
     journal = Journal(tmp_path / "jobs.db")
-    service = make_service(painter, journal=journal)
-    job = service.submit(painter.order(count=8), "anna")
+    service = make_service(runner, journal=journal)
+    job = service.submit(make_order(count=8), "anna")
     until(lambda: service.running == 1)
     journal._base.execute("PRAGMA max_page_count = 1")
     gate.set()
@@ -257,13 +258,13 @@ def test_a_clock_that_jumps_loses_no_job(
     clock = Clock(monkeypatch)
     journal = Journal(tmp_path / "jobs.db")
     gate = threading.Event()
-    painter = FakePainter(gate)
-    service = make_service(painter, journal=journal)
-    first = service.submit(painter.order(), "anna", idempotency="first")
+    runner = FakeRunner(gate)
+    service = make_service(runner, journal=journal)
+    first = service.submit(make_order(), "anna", idempotency="first")
     until(lambda: service.running == 1)
-    second = service.submit(painter.order(), "anna", idempotency="second")
+    second = service.submit(make_order(), "anna", idempotency="second")
     clock.jumped = jump
-    third = service.submit(painter.order(), "anna", idempotency="third")
+    third = service.submit(make_order(), "anna", idempotency="third")
     gate.set()
     until(lambda: third.ended)
     assert [one.state for one in (first, second, third)] == ["done"] * 3  # no deadline passed
@@ -272,12 +273,12 @@ def test_a_clock_that_jumps_loses_no_job(
         assert job.finished is not None
         assert 0 <= job.started - job.accepted < 60
         assert 0 <= job.finished - job.started < 60
-        assert service.submit(painter.order(), "anna", idempotency=job.idempotency) is job
+        assert service.submit(make_order(), "anna", idempotency=job.idempotency) is job
     journal.forget_old()
     service.close()
     clock.jumped = -jump
     journal = Journal(tmp_path / "jobs.db")
-    service = make_service(FakePainter(), journal=journal)
+    service = make_service(FakeRunner(), journal=journal)
     for job in (first, second, third):
         kept = service.job(job.id)
         assert kept is not None
@@ -296,10 +297,10 @@ def test_jobs_are_resumed_in_their_order_whatever_the_clock_said(
     jobs = []
     for number in range(4):
         clock.jumped = jump if number % 2 else 0.0
-        jobs.append(Job(order=FakePainter().order(seed=number), client="anna"))
+        jobs.append(Job(order=make_order(seed=number), client="anna"))
         journal.accept(jobs[-1])
     assert [one.id for one in journal.waiting()] == [one.id for one in jobs]
-    service = make_service(FakePainter(), journal=journal)
+    service = make_service(FakeRunner(), journal=journal)
     resumed = [service.job(one.id) for one in jobs]
     until(lambda: all(one is not None and one.state == "done" for one in resumed))
     service.close()
@@ -309,7 +310,7 @@ def test_old_jobs_are_dropped_after_a_day_of_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(tmp_path / "jobs.db")
-    job = Job(order=FakePainter().order(), client="anna")
+    job = Job(order=make_order(), client="anna")
     journal.accept(job)
     journal.end(job, "cancelled", DeadlineError("late"))
     for share in (0.6, 0.6):  # in two lives of the server

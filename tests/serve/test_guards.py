@@ -19,7 +19,8 @@ from danqing.errors import (
     RequestError,
 )
 from danqing.serve import answers, guards
-from tests.serve.fakes import FakePainter, make_service
+from tests.fakes import FakeRunner
+from tests.serve.fakes import make_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -276,7 +277,7 @@ def test_a_full_disk_is_told_without_the_journals_path(tmp_path: Path) -> None:
         raise OutputError("the journal cannot be written", seen=f"{journal.place}: disk is full")
 
     journal.accept = full  # type: ignore[method-assign, assignment]
-    service = make_service(FakePainter(), journal=journal)
+    service = make_service(FakeRunner(), journal=journal)
     app: Any = guards.Guard(make_app(service, Metrics()), guards.Rules())
     try:
         found = TestClient(app).post(GENERATIONS, json={"prompt": "x"})
@@ -296,13 +297,13 @@ def test_an_unknown_failure_is_told_by_its_id_alone(
     from danqing.serve.app import make_app
     from danqing.serve.metrics import Metrics
 
-    painter = FakePainter()
+    runner = FakeRunner()
 
     def fail(*_: Any) -> Any:
         raise ValueError("/home/somebody/secret")
 
-    service = make_service(painter)
-    monkeypatch.setattr(type(painter.spec), "resolve", fail)
+    service = make_service(runner)
+    monkeypatch.setattr(type(runner.spec), "resolve", fail)
     app: Any = guards.Guard(make_app(service, Metrics()), guards.Rules())
     try:
         client = TestClient(app, raise_server_exceptions=False)

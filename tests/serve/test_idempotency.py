@@ -14,9 +14,10 @@ from danqing.errors import DanqingError, OutputError, RequestError
 from danqing.serve import service as service_module
 from danqing.serve.jobs import Job
 from danqing.serve.journal import Journal
+from tests.fakes import FakeRunner
 from tests.serve.asking import GENERATIONS, SlowJournal, ask, connected
 from tests.serve.conftest import until
-from tests.serve.fakes import FakePainter, make_service
+from tests.serve.fakes import make_order, make_service
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +45,7 @@ async def _ask_all(service: Service, keys: int, clients: int) -> list[tuple[str,
 )
 def test_forty_keys_by_twelve_clients_at_once(kept: bool, tmp_path: Path) -> None:
     journal = Journal(tmp_path / "jobs.db") if kept else None
-    service = make_service(FakePainter(), journal=journal, per_client=64)
+    service = make_service(FakeRunner(), journal=journal, per_client=64)
     answers = asyncio.run(_ask_all(service, KEYS, CLIENTS))
     statuses = collections.Counter(answer.status_code for _, answer in answers)
     assert statuses == {200: KEYS * CLIENTS}
@@ -66,8 +67,8 @@ def _rows(journal: Journal) -> list[tuple[str, int]]:
 class _Callers:
     """Threads that submit one order under one name; what each got."""
 
-    def __init__(self, service: Service, painter: FakePainter, **more: Any) -> None:
-        self.service, self.order, self.more = service, painter.order(), more
+    def __init__(self, service: Service, runner: FakeRunner, **more: Any) -> None:
+        self.service, self.order, self.more = service, make_order(), more
         self.got: list[Any] = []
         self.threads: list[threading.Thread] = []
 
@@ -96,10 +97,10 @@ class _Callers:
 )
 def test_a_second_request_waits_for_the_first(operation: str, tmp_path: Path) -> None:
     journal = SlowJournal(tmp_path / "jobs.db")
-    painter = FakePainter()
-    service = make_service(painter, journal=journal)
+    runner = FakeRunner()
+    service = make_service(runner, journal=journal)
     journal.hang(operation)
-    callers = _Callers(service, painter)
+    callers = _Callers(service, runner)
     callers.start(6)
     assert journal.reached.wait(5)
     journal.gate.set()
@@ -114,10 +115,10 @@ def test_a_second_request_waits_for_the_first(operation: str, tmp_path: Path) ->
 @pytest.mark.finding(1)
 def test_the_others_get_the_error_of_the_first(tmp_path: Path) -> None:
     journal = SlowJournal(tmp_path / "jobs.db")
-    painter = FakePainter()
-    service = make_service(painter, journal=journal)
+    runner = FakeRunner()
+    service = make_service(runner, journal=journal)
     journal.hang("accept")
-    callers = _Callers(service, painter)
+    callers = _Callers(service, runner)
     callers.start()
     assert journal.reached.wait(5)
     callers.start(3)
@@ -128,7 +129,7 @@ def test_the_others_get_the_error_of_the_first(tmp_path: Path) -> None:
     got = callers.join()
     assert [isinstance(one, OutputError) for one in got] == [True] * 4
     assert all(str(tmp_path) not in str(one) for one in got)
-    assert not service._named
+    assert not service.shelf.keys
     service.close()
 
 
@@ -138,13 +139,13 @@ def test_a_request_does_not_wait_for_ever_for_another(
 ) -> None:
     monkeypatch.setattr(service_module, "RESERVED_SECONDS", 0.1, raising=False)
     journal = SlowJournal(tmp_path / "jobs.db")
-    painter = FakePainter()
-    service = make_service(painter, journal=journal)
+    runner = FakeRunner()
+    service = make_service(runner, journal=journal)
     journal.hang("accept", "by_idempotency")
-    callers = _Callers(service, painter)
+    callers = _Callers(service, runner)
     callers.start()
     assert journal.reached.wait(5)
-    second = _Callers(service, painter)
+    second = _Callers(service, runner)
     second.start()
     [error] = second.join()
     assert isinstance(error, DanqingError)
@@ -158,43 +159,43 @@ def test_a_request_does_not_wait_for_ever_for_another(
 
 @pytest.mark.finding(1)
 def test_a_failed_submission_leaves_the_name_of_another_job_alone(tmp_path: Path) -> None:
-    painter = FakePainter()
-    service = make_service(painter, journal=Journal(tmp_path / "jobs.db"))
-    job = service.submit(painter.order(), "anna", idempotency="x")
-    other = Job(order=painter.order(), client="anna", idempotency="x")
-    service._forget(other)
-    assert service.submit(painter.order(), "anna", idempotency="x") is job
+    runner = FakeRunner()
+    service = make_service(runner, journal=Journal(tmp_path / "jobs.db"))
+    job = service.submit(make_order(), "anna", idempotency="x")
+    other = Job(order=make_order(), client="anna", idempotency="x")
+    service.shelf.forget(other)
+    assert service.submit(make_order(), "anna", idempotency="x") is job
     service.close()
 
 
 def test_another_request_under_the_same_name_is_refused(tmp_path: Path) -> None:
     journal = SlowJournal(tmp_path / "jobs.db")
-    painter = FakePainter()
-    service = make_service(painter, journal=journal)
+    runner = FakeRunner()
+    service = make_service(runner, journal=journal)
     journal.hang("accept")
-    callers = _Callers(service, painter, digest="a")
+    callers = _Callers(service, runner, digest="a")
     callers.start()
     assert journal.reached.wait(5)
     with pytest.raises(RequestError, match="another request"):  # while the first is accepted
-        service.submit(painter.order(), "anna", idempotency="x", digest="b")
+        service.submit(make_order(), "anna", idempotency="x", digest="b")
     journal.gate.set()
     [job] = callers.join()
     until(lambda: job.ended)
     with pytest.raises(RequestError, match="another request"):  # from memory
-        service.submit(painter.order(), "anna", idempotency="x", digest="b")
-    service._forget(job)
+        service.submit(make_order(), "anna", idempotency="x", digest="b")
+    service.shelf.forget(job)
     with pytest.raises(RequestError, match="another request"):  # from the journal
-        service.submit(painter.order(), "anna", idempotency="x", digest="b")
-    again = service.submit(painter.order(), "anna", idempotency="x", digest="a")
+        service.submit(make_order(), "anna", idempotency="x", digest="b")
+    again = service.submit(make_order(), "anna", idempotency="x", digest="a")
     assert again.id == job.id
-    assert service.submit(painter.order(), "ben", idempotency="x", digest="b").id != job.id
+    assert service.submit(make_order(), "ben", idempotency="x", digest="b").id != job.id
     service.close()
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["memory", "journal"])
 def test_the_digest_is_of_what_was_asked_not_of_its_bytes(kept: bool, tmp_path: Path) -> None:
     journal = Journal(tmp_path / "jobs.db") if kept else None
-    service = make_service(FakePainter(), journal=journal)
+    service = make_service(FakeRunner(), journal=journal)
     asked: dict[str, Any] = {"prompt": "x", "size": "64x64", "seed": 5}
     turned = json.dumps(dict(reversed(asked.items())), indent=2)
     explicit = json.dumps({**asked, "negative_prompt": None, "seed": 5.0})

@@ -123,12 +123,13 @@ def _states(address: str, ids: dict[int, str]) -> list[str]:
 
 
 def test_limits_are_counted_right() -> None:
-    from tests.serve.fakes import FakePainter, make_service
+    from tests.fakes import FakeRunner
+    from tests.serve.fakes import make_order, make_service
 
     gate = threading.Event()
-    painter = FakePainter(gate)
-    service = make_service(painter, queue=3, per_client=2)
-    order = painter.order()
+    runner = FakeRunner(gate)
+    service = make_service(runner, queue=3, per_client=2)
+    order = make_order()
     first = service.submit(order, "anna")
     until(lambda: service.running == 1)
     service.submit(order, "anna")
@@ -150,36 +151,38 @@ def test_limits_are_counted_right() -> None:
 
 def test_a_poisoned_job_fails_alone() -> None:
     from danqing.errors import BrokenPictureError, DoesNotFitError
-    from tests.serve.fakes import FakePainter, make_service
+    from tests.fakes import FakeRunner
+    from tests.serve.fakes import make_order, make_service
 
-    painter = FakePainter()
-    service = make_service(painter)
+    runner = FakeRunner()
+    service = make_service(runner)
     for error, kind in (
         (BrokenPictureError("black"), BrokenPictureError),
         (DoesNotFitError("full", hint="a smaller --dtype"), DoesNotFitError),
         (ValueError("a bug"), Exception),
     ):
-        painter.raises = error
-        bad = service.submit(painter.order(), "anna")
+        runner.raises = error
+        bad = service.submit(make_order(), "anna")
         until(lambda bad=bad: bad.ended)
         assert bad.state == "failed"
         assert isinstance(bad.error, kind)
-        painter.raises = None
-        good = service.submit(painter.order(), "anna")
+        runner.raises = None
+        good = service.submit(make_order(), "anna")
         until(lambda good=good: good.ended)
         assert good.state == "done"
-    assert painter.closed == 1  # after the unknown one it loads anew
+    assert runner.closed == 1  # after the unknown one it loads anew
     service.close()
 
 
 def test_deadlines_waiting_and_running() -> None:
     from danqing.errors import DeadlineError
-    from tests.serve.fakes import FakePainter, make_service
+    from tests.fakes import FakeRunner
+    from tests.serve.fakes import make_order, make_service
 
     gate = threading.Event()
-    painter = FakePainter(gate)
-    service = make_service(painter, deadline=0.2)
-    running, waiting = (service.submit(painter.order(), "anna") for _ in range(2))
+    runner = FakeRunner(gate)
+    service = make_service(runner, deadline=0.2)
+    running, waiting = (service.submit(make_order(), "anna") for _ in range(2))
     until(lambda: waiting.ended)
     assert isinstance(waiting.error, DeadlineError)
     gate.set()
@@ -189,19 +192,20 @@ def test_deadlines_waiting_and_running() -> None:
 
 
 def test_a_job_that_cannot_be_kept_is_not_accepted(tmp_path: Path) -> None:
-    from tests.serve.fakes import FakePainter, make_service
+    from tests.fakes import FakeRunner
+    from tests.serve.fakes import make_order, make_service
 
-    painter = FakePainter()
+    runner = FakeRunner()
     journal = Journal(tmp_path / "jobs.db")
-    service = make_service(painter, journal=journal)
+    service = make_service(runner, journal=journal)
 
     journal._base.execute("PRAGMA max_page_count = 1")  # as on a disk that is full
-    large = painter.order().request.replace(prompt="x" * 8000)
+    large = make_order().request.replace(prompt="x" * 8000)
     with pytest.raises(OutputError, match="cannot be written"):
-        service.submit(replace(painter.order(), request=large), "anna", idempotency="full")
+        service.submit(replace(make_order(), request=large), "anna", idempotency="full")
     assert service.depth == service.running == 0
     journal._base.execute("PRAGMA max_page_count = 100000")
-    job = service.submit(painter.order(), "anna", idempotency="x")
+    job = service.submit(make_order(), "anna", idempotency="x")
     until(lambda: job.state == "done")
     kept = journal.by_idempotency("anna", "x")
     assert kept is not None
@@ -210,13 +214,14 @@ def test_a_job_that_cannot_be_kept_is_not_accepted(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_cannot_be_kept_is_handed_out_all_the_same(tmp_path: Path) -> None:
-    from tests.serve.fakes import FakePainter, make_service
+    from tests.fakes import FakeRunner
+    from tests.serve.fakes import make_order, make_service
 
     gate = threading.Event()
-    painter = FakePainter(gate)
+    runner = FakeRunner(gate)
     journal = Journal(tmp_path / "jobs.db")
-    service = make_service(painter, journal=journal)
-    job = service.submit(painter.order(count=8), "anna")
+    service = make_service(runner, journal=journal)
+    job = service.submit(make_order(count=8), "anna")
     until(lambda: service.running == 1)
     journal._base.execute("PRAGMA max_page_count = 1")
     gate.set()
@@ -228,7 +233,8 @@ def test_a_picture_that_cannot_be_kept_is_handed_out_all_the_same(tmp_path: Path
 
 
 def test_a_checker_refuses(tmp_path: Path) -> None:
-    from tests.serve.fakes import FakePainter, make_service
+    from tests.fakes import FakeRunner
+    from tests.serve.fakes import make_order, make_service
 
     class Prude:
         name = "prude"
@@ -236,9 +242,9 @@ def test_a_checker_refuses(tmp_path: Path) -> None:
         def refuses(self, picture: Any) -> str | None:
             return "nsfw, 0.99" if picture.request.seed == 13 else None
 
-    painter = FakePainter()
-    service = make_service(painter, checker=Prude())
-    bad, good = (service.submit(painter.order(seed=seed), "anna") for seed in (13, 14))
+    runner = FakeRunner()
+    service = make_service(runner, checker=Prude())
+    bad, good = (service.submit(make_order(seed=seed), "anna") for seed in (13, 14))
     until(lambda: good.ended)
     assert isinstance(bad.error, RefusedPictureError)
     assert not bad.pictures
@@ -254,7 +260,8 @@ def test_a_real_classifier(labels: dict[int, str], tmp_path: Path) -> None:
 
     from danqing.errors import UnknownModelError
     from danqing.models.safety import SafetyChecker
-    from tests.serve.fakes import FakePainter
+    from tests.fakes import FakeRunner
+    from tests.serve.fakes import make_order
 
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
@@ -279,7 +286,7 @@ def test_a_real_classifier(labels: dict[int, str], tmp_path: Path) -> None:
         assert key in (caught.value.seen or "")
     config_file.write_text(plain)
     checker = SafetyChecker(tmp_path)
-    [picture] = FakePainter().paint(FakePainter().order().request)
+    [picture] = FakeRunner().paint(make_order().request)
     assert (checker.refuses(picture) or "").startswith("nsfw, 0.99")
     checker._model.classifier.bias.data[1] = -5.0
     assert checker.refuses(picture) is None

@@ -20,9 +20,10 @@ from PIL import Image
 from danqing.errors import OutputError, RequestError
 from danqing.serve.jobs import Job, Order
 from danqing.serve.journal import Journal
+from tests.fakes import FakeRunner
 from tests.serve.asking import connected
 from tests.serve.conftest import until
-from tests.serve.fakes import FakePainter, make_service
+from tests.serve.fakes import make_order, make_service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +145,7 @@ def test_rows_that_cannot_be_read_fail_and_the_server_starts(
             f"bad{number}",
             "" if asked is None else asked,
         )
-    service = make_service(FakePainter(), journal=Journal(place))
+    service = make_service(FakeRunner(), journal=Journal(place))
     good = service.job("one")
     until(lambda: good is not None and good.ended)
     for (status, body), kind in zip(
@@ -164,7 +165,7 @@ def test_rows_that_cannot_be_read_fail_and_the_server_starts(
         query = "SELECT count(*) FROM jobs WHERE id LIKE 'bad%' AND state = 'failed'"
         assert base.execute(query).fetchone() == (len(BAD_ORDERS),)
     base.close()
-    make_service(FakePainter(), journal=Journal(place)).close()  # and again
+    make_service(FakeRunner(), journal=Journal(place)).close()  # and again
 
 
 BAD_COLUMNS: dict[str, tuple[str, object]] = {
@@ -189,11 +190,11 @@ def test_a_damaged_column_fails_its_row_alone(kind: str, tmp_path: Path) -> None
     column, value = BAD_COLUMNS[kind]
     text = "CAST(? AS TEXT)" if isinstance(value, bytes) and kind in {"id", "name"} else "?"
     change(place, f"UPDATE jobs SET {column} = {text} WHERE id = 'bad'", value)  # noqa: S608
-    service = make_service(FakePainter(), journal=Journal(place))
+    service = make_service(FakeRunner(), journal=Journal(place))
     status, body = ask_for(service, "bad")[0]
     assert (status, body.get("status")) in {(200, "failed"), (404, None)}
     assert (status == 404) == (column in {"id", "client"})
-    job = service.submit(FakePainter().order(), "local")
+    job = service.submit(make_order(), "local")
     until(lambda: job.state == "done")
     assert ask_for(service, "done")[0][1]["status"] == "done"
     service.close()
@@ -207,7 +208,7 @@ def test_an_image_that_cannot_be_decoded_fails_its_job_alone(data: bytes, tmp_pa
     place = tmp_path / "jobs.db"
     write_version_1(place)
     change(place, "INSERT INTO images VALUES ('one', 0, ?)", data)
-    service = make_service(FakePainter(), journal=Journal(place))
+    service = make_service(FakeRunner(), journal=Journal(place))
     [(status, body)] = ask_for(service, "one")
     assert (status, body["status"]) == (200, "failed")
     service.close()
@@ -235,7 +236,7 @@ def test_an_ended_job_that_cannot_be_read_is_reported_as_failed(sql: str, tmp_pa
     place = tmp_path / "jobs.db"
     write_version_1(place)
     change(place, sql)
-    service = make_service(FakePainter(), journal=Journal(place))
+    service = make_service(FakeRunner(), journal=Journal(place))
     [(status, body)] = ask_for(service, "done")
     assert (status, body["status"]) == (200, "failed")
     assert "cannot be read" in body["error"]["message"]
@@ -249,7 +250,7 @@ def test_an_ended_job_that_cannot_be_read_is_reported_as_failed(sql: str, tmp_pa
 def test_a_journal_of_version_1_is_upgraded_with_its_jobs(tmp_path: Path) -> None:
     place = tmp_path / "jobs.db"
     write_version_1(place)
-    service = make_service(FakePainter(), journal=Journal(place))
+    service = make_service(FakeRunner(), journal=Journal(place))
     job = service.job("one")
     assert job is not None
     until(lambda: job.ended)
@@ -258,7 +259,7 @@ def test_a_journal_of_version_1_is_upgraded_with_its_jobs(tmp_path: Path) -> Non
     assert done["status"] == "done"
     assert len(done["result"]["data"]) == 1
     # its names still stand for the same requests, by the digest of version 1
-    order = FakePainter().order()
+    order = make_order()
     for name, wanted in (("waits", "one"), ("ended", "done")):
         found = service.submit(order, "local", idempotency=name, digest="new", sent_digest="sent")
         assert found.id == wanted
@@ -275,10 +276,10 @@ def test_a_journal_goes_down_to_version_1_and_up_again(tmp_path: Path) -> None:
 
     place = tmp_path / "jobs.db"
     journal = Journal(place)
-    waiting = Job(order=FakePainter().order(), client="local", idempotency="x", digest="a")
+    waiting = Job(order=make_order(), client="local", idempotency="x", digest="a")
     waiting.sent_digest = "sent"
     journal.accept(waiting)
-    ended = Job(order=FakePainter().order(), client="local", idempotency="y")
+    ended = Job(order=make_order(), client="local", idempotency="y")
     journal.accept(ended)
     journal.end(ended, "cancelled", RequestError("no"))
     journal.close()
@@ -346,7 +347,7 @@ def test_a_journal_whose_making_was_interrupted_is_made(statements: int, tmp_pat
             base.execute(statement)
     base.close()
     journal = Journal(place)
-    journal.accept(Job(order=FakePainter().order(), client="anna"))
+    journal.accept(Job(order=make_order(), client="anna"))
     journal.close()
 
 
@@ -464,7 +465,7 @@ def test_names_that_sqlite_takes_for_something_else(
     monkeypatch.chdir(tmp_path)
     for name in (":memory:", "file:x?mode=memory"):
         journal = Journal(Path(name))
-        job = Job(order=FakePainter().order(), client="anna")
+        job = Job(order=make_order(), client="anna")
         journal.accept(job)
         journal.close()
         journal = Journal(Path(name))
@@ -489,7 +490,7 @@ def test_only_its_owner_may_read_a_journal_that_was_there(tmp_path: Path) -> Non
     files = sorted(tmp_path.glob("copy*"))
     assert len(files) > 1
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
-    journal.accept(Job(order=FakePainter().order(), client="anna"))
+    journal.accept(Job(order=make_order(), client="anna"))
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.glob("copy*")} == {0o600}
     journal.close()
 
@@ -501,8 +502,8 @@ def test_only_its_owner_may_read_a_journal_that_was_there(tmp_path: Path) -> Non
 def test_a_table_dropped_at_run_time_is_a_clear_error(tmp_path: Path) -> None:
     gate = threading.Event()
     journal = Journal(tmp_path / "jobs.db")
-    service = make_service(FakePainter(gate), journal=journal)
-    running = service.submit(FakePainter().order(), "local")
+    service = make_service(FakeRunner(gate), journal=journal)
+    running = service.submit(make_order(), "local")
     until(lambda: running.state == "running")
     with journal._lock:  # within the worker's transaction, its rollback would bring them back
         for table in ("pictures", "images", "jobs"):
@@ -534,7 +535,7 @@ def test_a_table_dropped_at_run_time_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_a_full_disk_at_run_time_is_507_without_a_path(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "jobs.db")
-    service = make_service(FakePainter(), journal=journal)
+    service = make_service(FakeRunner(), journal=journal)
     journal._base.execute("PRAGMA max_page_count = 1")
 
     async def run() -> Any:
@@ -551,11 +552,11 @@ def test_a_full_disk_at_run_time_is_507_without_a_path(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_no_transaction_open(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "jobs.db")
-    job = Job(order=FakePainter().order(), client="anna")
+    job = Job(order=make_order(), client="anna")
     job.accepted = 10**30
     with pytest.raises(OverflowError):
         journal.accept(job)
-    good = Job(order=Order(model="fake", request=FakePainter().order().request), client="anna")
+    good = Job(order=Order(model="fake", request=make_order().request), client="anna")
     journal.accept(good)
     assert [one.id for one in journal.waiting()] == [good.id]
     journal.close()

@@ -17,8 +17,9 @@ import pytest
 from danqing.errors import DanqingError
 from danqing.serve import service as service_module
 from danqing.serve.journal import Journal
+from tests.fakes import FakeRunner
 from tests.serve.conftest import until
-from tests.serve.fakes import FakePainter, make_service
+from tests.serve.fakes import make_order, make_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 STEPS = 60
 
 
-class _Painter(FakePainter):
+class _Runner(FakeRunner):
     """Takes a moment for each image, fails now and then, and stops with its server."""
 
     def __init__(self, seed: int) -> None:
@@ -69,16 +70,16 @@ class _Machine:
 
     def start(self, place: Path) -> None:
         self.place = place
-        self.painter = _Painter(self.seed + self.lives)
+        self.runner = _Runner(self.seed + self.lives)
         journal = _EndCounter(place)
         journal.ends = self.ends
         self.service: Service = make_service(
-            self.painter, journal=journal, per_client=6, queue=12, deadline=30, grace=5
+            self.runner, journal=journal, per_client=6, queue=12, deadline=30, grace=5
         )
 
     def submit(self) -> None:
         client, name = self.dice.choice("ab"), f"key {self.dice.randrange(25)}"
-        order = self.painter.order(seed=self.dice.randrange(9), count=self.dice.randint(1, 2))
+        order = make_order(seed=self.dice.randrange(9), count=self.dice.randint(1, 2))
         try:
             job = self.service.submit(order, client, idempotency=name, detached=True)
         except DanqingError:
@@ -88,7 +89,7 @@ class _Machine:
     def submit_together(self) -> None:
         """Let several threads ask under one name."""
         name, got = f"key {self.dice.randrange(25)}", list[str]()
-        order = self.painter.order()
+        order = make_order()
 
         def ask() -> None:
             with contextlib.suppress(DanqingError):
@@ -125,7 +126,7 @@ class _Machine:
         job = self._choose()
         if job is not None and job.ended:
             with self.service._change:
-                self.service._forget(job)
+                self.service.shelf.forget(job)
 
     def restart(self) -> None:
         """Stop in order, and start again."""
@@ -145,7 +146,7 @@ class _Machine:
                 if Path(f"{self.place}{suffix}").exists():
                     shutil.copy(f"{self.place}{suffix}", f"{place}{suffix}")
         old = self.service
-        self.painter.dead.set()
+        self.runner.dead.set()
         assert isinstance(journal, _EndCounter)
         journal.ends = collections.Counter()  # what it does from now on never happened
         self.ends = before

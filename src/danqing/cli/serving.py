@@ -67,9 +67,11 @@ def run(job: ServeJob) -> None:
     from danqing.serve import logs
     from danqing.serve.guards import Rules, is_loopback, read_keys
     from danqing.serve.journal import Journal
+    from danqing.serve.limits import Limits
     from danqing.serve.privacy import hide
     from danqing.serve.server import Address, Server
-    from danqing.serve.service import Limits, Service, Worker
+    from danqing.serve.service import Service
+    from danqing.serve.worker import Worker
 
     local = is_loopback(job.host)
     if not local and job.api_key_file is None and not job.no_auth:

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from danqing.generation import Progress
+    from danqing.runner import Runner
     from danqing.serve.jobs import Job, Order, Painted
-    from danqing.serve.service import Painter, Service
+    from danqing.serve.service import Service
 
 CODES: dict[type[DanqingError], str] = {
     BusyError: "rate_limit_exceeded",
@@ -84,18 +85,18 @@ def error_body(status: int, message: str, code: str, setting: str | None = None)
     return {"error": {"message": message, "type": kind, "param": setting, "code": code}}
 
 
-def usage(painter: Painter, job: Job) -> dict[str, Any]:
+def usage(runner: Runner, job: Job) -> dict[str, Any]:
     """Count tokens as the model has them: of the prompt, and patches of latents.
 
     Counted once: a job that has ended holds its images to edit no longer.
     """
     if job.usage is None:
-        job.usage = _count_tokens(painter, job.order)
+        job.usage = _count_tokens(runner, job.order)
     return job.usage
 
 
-def _count_tokens(painter: Painter, order: Order) -> dict[str, Any]:
-    text, images, painted = painter.tokens(order.request)
+def _count_tokens(runner: Runner, order: Order) -> dict[str, Any]:
+    text, images, painted = runner.tokens(order.request)
     painted *= order.request.num_images_per_prompt
     return {
         "input_tokens": text + images,

@@ -27,20 +27,21 @@ from danqing.serve.guards import EDITS_PATH, RefusedError, bug_message
 from danqing.serve.intake import Intake
 from danqing.serve.jobs import MEDIA_TYPES, Ended, Finished, Moved, Stepped, digest_request
 from danqing.serve.json_body import read_object
+from danqing.serve.limits import plan_order
 from danqing.serve.metrics import MEDIA_TYPE
 from danqing.serve.openapi import describe_api
 from danqing.serve.sent_images import read_images
-from danqing.serve.service import plan_order
 from danqing.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from danqing.references import Reference
+    from danqing.runner import Runner
     from danqing.serve.bodies import Body
     from danqing.serve.jobs import Job
     from danqing.serve.metrics import Metrics
-    from danqing.serve.service import Painter, Service
+    from danqing.serve.service import Service
 
 log = logging.getLogger("danqing.serve")
 
@@ -126,12 +127,12 @@ class _Routes:
 
     async def model(self, model: str) -> Response:
         """One of them."""
-        name, _ = self._service.painter(model)
+        name, _ = self._service.runner(model)
         return JSONResponse(self._describe(name))
 
     def _describe(self, name: str) -> dict[str, Any]:
-        _, painter = self._service.painter(name)
-        spec, plan, checker = painter.spec, painter.plan, self._service.checker
+        _, runner = self._service.runner(name)
+        spec, plan, checker = runner.spec, runner.plan, self._service.checker
         return {
             "id": name,
             "object": "model",
@@ -140,7 +141,7 @@ class _Routes:
             "title": spec.title,
             "defaults": dict(spec.defaults),
             "no_effect": dict(spec.no_effect),
-            "edits": "image" not in spec.no_effect,
+            "edits": "image" in spec.takes,
             "max_side": self._service.limits.side,
             "safety_checker": "off" if checker is None else checker.name,
             "device": plan.device,
@@ -173,20 +174,19 @@ class _Routes:
         """Return what a form asks for, its images decoded, and its digest."""
         fields, files = read_form(data, kind, EditBody)
         body = read_body(EditBody, fields, from_json=False)
-        self._painter(body.model, edits=True)
+        self._runner(body.model, edits=True)
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
         for file in files:
             digest.update(file)
         return body, read_images(files), digest.hexdigest()
 
-    def _painter(self, model: str | None, *, edits: bool) -> tuple[str, Painter]:
+    def _runner(self, model: str | None, *, edits: bool) -> tuple[str, Runner]:
         """Return the model that is asked for, if it does what is asked."""
-        name, painter = self._service.painter(model)
-        if edits and "image" in painter.spec.no_effect:
-            raise NoEffectError(
-                f"{name} does not edit", seen=painter.spec.no_effect["image"], setting="image"
-            )
-        return name, painter
+        name, runner = self._service.runner(model)
+        if edits and "image" not in runner.spec.takes:
+            reason = runner.spec.no_effect.get("image")
+            raise NoEffectError(f"{name} does not edit", seen=reason, setting="image")
+        return name, runner
 
     @staticmethod
     def _want(request: Request, kind: str) -> None:
@@ -209,11 +209,11 @@ class _Routes:
         service = self._service
         expires = time.monotonic() + service.limits.deadline
         idempotency = _idempotency(request)
-        name, painter = self._painter(body.model, edits=edits)
+        name, runner = self._runner(body.model, edits=edits)
         order = read_order(body, name, images, most=service.limits.side, edits=edits)
         later = _ASYNC in request.headers.get("prefer", "")
         # another thread costs a third of a millisecond each time: only for what may take longer
-        order = await _perhaps_elsewhere(bool(images), plan_order, painter, order, service.limits)
+        order = await _perhaps_elsewhere(bool(images), plan_order, runner, order, service.limits)
         submitting = _perhaps_elsewhere(
             service.journal is not None,
             service.submit,
@@ -228,7 +228,7 @@ class _Routes:
         )
         job = await self._submitted(submitting, expires)
         if edits and not job.ended:
-            answers.usage(painter, job)
+            answers.usage(runner, job)
         base = str(request.base_url).rstrip("/") if body.response_format == "url" else None
         headers = {"x-job-id": job.id}
         if later:

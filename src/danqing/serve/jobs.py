@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from danqing.errors import DeadlineError
+from danqing.errors import DanqingError, DeadlineError
 from danqing.request import Request
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from danqing.errors import DanqingError
     from danqing.generation import Progress
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "given back"]
@@ -359,3 +358,9 @@ def late_error(job: Job) -> DanqingError:
         seen=f"{job.age:.0f} s, waiting included",
         hint="use fewer steps, images or pixels, or ask again when the queue is shorter",
     )
+
+
+def unknown_failure(error: BaseException | None = None) -> DanqingError:
+    """Return the error of a job that failed in a way danqing does not know."""
+    seen = None if error is None else f"{type(error).__name__}: {str(error)[:200]}"
+    return DanqingError("this job failed in a way danqing does not know", seen=seen)

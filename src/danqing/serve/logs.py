@@ -7,9 +7,12 @@ import json
 import logging
 import sys
 import time
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from danqing.escaping import escape, escape_json
+
+if TYPE_CHECKING:
+    from danqing.serve.jobs import Job
 
 
 class JsonLines(logging.Formatter):
@@ -79,3 +82,11 @@ def set_up(*, prompts: bool) -> None:
         logger.handlers[:] = [handler]
         logger.setLevel(level)
         logger.propagate = False
+
+
+def about(job: Job, **more: object) -> dict[str, Any]:
+    """Return what a log line says of a job, for `extra`."""
+    row = {"job": job.id, "client": job.client, "model": job.order.model}
+    if job.order.user is not None:
+        row["user"] = job.order.user
+    return {"row": {**row, "prompt": job.order.request.prompt, **more}}

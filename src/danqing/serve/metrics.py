@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -9,14 +10,28 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from danqing.generation import Picture
     from danqing.serve.jobs import Job
-    from danqing.serve.service import Service
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gauges:
+    """Figures of one moment.
+
+    Attributes:
+        queue: jobs that wait.
+        running: jobs under way.
+        memory: bytes by device and kind.
+    """
+
+    queue: int
+    running: int
+    memory: Mapping[str, Mapping[str, int]]
 
 
 class Metrics:
@@ -42,9 +57,9 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
 
-    def watch(self, service: Service) -> None:
-        """Report a service's queue and memory when figures are asked for."""
-        self.registry.register(_Watch(service))
+    def watch(self, gauges: Callable[[], Gauges]) -> None:
+        """Report these figures, too, when figures are asked for."""
+        self.registry.register(_Watch(gauges))
 
     def answered(self, route: str, status: int) -> None:
         """Count an HTTP request."""
@@ -69,18 +84,18 @@ class Metrics:
 
 
 class _Watch(Collector):
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, gauges: Callable[[], Gauges]) -> None:
+        self._gauges = gauges
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the figures of this moment."""
-        yield GaugeMetricFamily("danqing_queue_depth", "Jobs that wait.", self._service.depth)
-        yield GaugeMetricFamily("danqing_running", "Jobs being painted.", self._service.running)
+        now = self._gauges()
+        yield GaugeMetricFamily("danqing_queue_depth", "Jobs that wait.", now.queue)
+        yield GaugeMetricFamily("danqing_running", "Jobs being painted.", now.running)
         memory = GaugeMetricFamily(
             "danqing_device_memory_bytes", "Memory of a device.", labels=["device", "kind"]
         )
-        for worker in self._service.workers:
-            for painter in worker.first():
-                for kind, count in painter.memory.items():
-                    memory.add_metric([worker.name, kind], count)
+        for device, kinds in now.memory.items():
+            for kind, count in kinds.items():
+                memory.add_metric([device, kind], count)
         yield memory

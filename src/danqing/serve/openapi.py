@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+    from danqing.runner import Spec
     from danqing.serve.bodies import Body
-    from danqing.serve.service import Limits, Service, Spec
+    from danqing.serve.limits import Limits
+    from danqing.serve.service import Service
 
 _JSON = "application/json"
 _STREAM = "text/event-stream"
@@ -37,7 +39,7 @@ def describe_api(app: FastAPI, service: Service) -> dict[str, Any]:
         "required": True,
         "content": {_JSON: {"schema": describe(GenerationBody, specs, service.limits)}},
     }
-    editing = {n: spec for n, spec in specs.items() if "image" not in spec.no_effect}
+    editing = {n: spec for n, spec in specs.items() if "image" in spec.takes}
     if editing:
         paths["/v1/images/edits"]["post"]["requestBody"] = _edit_body(editing, service)
     else:
@@ -170,7 +172,7 @@ def describe(kind: type[Body], specs: Mapping[str, Spec], limits: Limits) -> dic
         number["maximum"] = min(most, number["maximum"])
     _value(fields["size"])["pattern"] = _size_pattern(limits.side)
     for name in SETTINGS & fields.keys():
-        if all(name in spec.no_effect for spec in specs.values()):
+        if all(name not in spec.takes for spec in specs.values()):
             fields[name] = {"type": "null", "description": "Has no effect in the models here."}
         elif _value(fields[name]) == {"type": "string"}:
             _value(fields[name]).update(maxLength=MAX_PROMPT_CHARACTERS, pattern=PLAIN_TEXT)

@@ -28,11 +28,11 @@ from danqing.serve.app import on_bug
 from danqing.serve.bodies import MAX_PICTURES, MAX_PREVIEWS
 from danqing.serve.guards import PAGE_PATH, bug_message
 from danqing.serve.jobs import Ended, Finished, Moved, Order, Stepped
+from danqing.serve.limits import plan_order
 from danqing.serve.page_door import Door, on_invalid
 from danqing.serve.page_words import LANGUAGES, word
 from danqing.serve.privacy import public_message
 from danqing.serve.sent_images import read_images
-from danqing.serve.service import plan_order
 from danqing.serve.uploads import KEPT_SECONDS, Uploads
 from danqing.verify.metrics import compare
 
@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from danqing.references import Reference
+    from danqing.runner import Spec
     from danqing.serve.intake import Intake
     from danqing.serve.jobs import Job
-    from danqing.serve.service import Service, Spec
+    from danqing.serve.service import Service
 
 log = logging.getLogger("danqing.serve")
 _P = ParamSpec("_P")
@@ -246,7 +247,7 @@ class _Page:
         most, first = self._service.limits.side, specs[0]
 
         def useful(name: str) -> bool:
-            return any(name not in spec.no_effect for spec in specs)
+            return any(name in spec.takes for spec in specs)
 
         fields = {
             "prompt": gr.Textbox(
@@ -325,8 +326,8 @@ class _Page:
 
     async def _read_images(self, asked: dict[str, Any], client: str) -> list[Reference]:
         """Return the images to edit, if the model edits."""
-        _, painter = self._service.painter(asked["model"])
-        if not asked["images"] or "image" in painter.spec.no_effect:
+        _, runner = self._service.runner(asked["model"])
+        if not asked["images"] or "image" not in runner.spec.takes:
             return []
         files = [self.uploads.read(path, client) for path, _ in asked["images"][: MAX_IMAGES + 1]]
         images = await self._intake.run(read_images, files)
@@ -335,8 +336,8 @@ class _Page:
 
     def _submit(self, asked: dict[str, Any], images: list[Reference], client: str) -> Job:
         """Turn the fields into an order, as far as they have an effect in the model."""
-        name, painter = self._service.painter(asked["model"])
-        effect = painter.spec.no_effect
+        name, runner = self._service.runner(asked["model"])
+        takes = runner.spec.takes
         settings: dict[str, Any] = {
             "height": int(asked["height"]),
             "width": int(asked["width"]),
@@ -344,9 +345,9 @@ class _Page:
             "num_images_per_prompt": int(asked["count"]),
             "seed": int(asked["seed"] or 0),
         }
-        if "guidance_scale" not in effect:
+        if "guidance_scale" in takes:
             settings["guidance_scale"] = float(asked["guidance"])
-        if asked["negative"] and "negative_prompt" not in effect:
+        if asked["negative"] and "negative_prompt" in takes:
             settings["negative_prompt"] = asked["negative"]
         if images:
             settings["image"] = images
@@ -356,7 +357,7 @@ class _Page:
             previews=MAX_PREVIEWS + 5,
             edits="image" in settings,
         )
-        order = plan_order(painter, order, self._service.limits)
+        order = plan_order(runner, order, self._service.limits)
         return self._service.submit(order, client)
 
     def _show(self, language: str, job: Job, event: Any, shown: list[_Shown]) -> list[Any] | None:
@@ -481,9 +482,9 @@ class _Page:
         """Name devices and memory."""
         self._sweep()  # also where nobody paints
         lines = []
-        for painter in (one for worker in self._service.workers for one in worker.first()):
-            memory = painter.memory
-            line = f"{painter.plan.device} · {painter.plan.chip} · {painter.plan.dtype}"
+        for runner in filter(None, (worker.first for worker in self._service.workers)):
+            memory = runner.memory
+            line = f"{runner.plan.device} · {runner.plan.chip} · {runner.plan.dtype}"
             if "free" in memory:
                 line += " · " + word(
                     language, "free", free=in_words(memory["free"]), total=in_words(memory["total"])

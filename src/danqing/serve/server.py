@@ -84,7 +84,7 @@ class Server:
         """
         listener = _listen(self.address)
         port = listener.getsockname()[1]
-        self.metrics.watch(self.service)
+        self.metrics.watch(self.service.gauges)
         self.service.metrics = self.metrics
         app: Any = make_app(self.service, self.metrics)
         if self.page is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from danqing.verify.joints import Comparison, compare_traces
 from danqing.verify.metrics import histogram
@@ -14,35 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from danqing.generation import Generation, Picture
+    from danqing.generation import Picture
     from danqing.request import Request, Resolved
-    from danqing.runner import Inside, Probe
+    from danqing.runner import Inside, Probed
 
 OTHER_PROMPT = "something else, in between"
-
-
-class Probed(Protocol):
-    """What is checked: an engine, or a fake in a test."""
-
-    def probe(
-        self,
-        request: Request | Resolved,
-        probe: Probe,
-        /,
-        *,
-        inside: Inside | None = None,
-        inputs: bool = False,
-    ) -> Picture:
-        """Make one picture, its joints shown, and the outputs of some layers."""
-        ...
-
-    def generate(self, prompt: Request | Resolved, /, *, batch: int = 1) -> Generation:
-        """Make pictures."""
-        ...
-
-    def close(self) -> None:
-        """Give all memory back; what comes next loads again."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

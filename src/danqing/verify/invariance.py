@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from danqing.generation import Picture
-    from danqing.verify.determinism import Probed
+    from danqing.runner import Probed
     from danqing.verify.parity import Baseline
 
 DIFFERENT = "different"

@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
     from danqing.generation import Picture
     from danqing.request import Resolved
-    from danqing.runner import Inside
-    from danqing.verify.determinism import Probed
+    from danqing.runner import Inside, Probed
     from danqing.verify.trace import Trace
 
 FACTOR = 3.0
