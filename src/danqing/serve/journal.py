@@ -10,82 +10,49 @@ is opened; `migrate` writes it for an older danqing. A journal of a newer versio
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
-import math
 import sqlite3
-import stat
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.errors import (
-    BrokenPictureError,
     DanqingError,
     JournalBusyError,
     JournalError,
     JournalFullError,
     RequestError,
 )
-from danqing.files import open_regular
 from danqing.request import Request
-from danqing.serve.jobs import ENDED, Job, Order, Painted, read_order
+from danqing.serve.jobs import ENDED, Job, Order
+from danqing.serve.journal_file import (
+    OLDEST,
+    SCHEMA,
+    check_file,
+    check_schema,
+    read_clock,
+    tighten,
+    unusable,
+    upgrade,
+)
+from danqing.serve.journal_rows import error_row, read_job, read_model, read_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
 
     from danqing.serve.jobs import State
 
 log = logging.getLogger("danqing.serve")
 
-SCHEMA = 2
-OLDEST = 1
 KEPT_SECONDS = 24 * 3600.0
 """How long jobs that have ended are kept, in seconds during which a server has the journal open."""
 BUSY_SECONDS = 2.0
 """How long opening waits for a server that is just ending."""
 LOCK_SECONDS = 5.0
 """How long a thread waits for another one that reads or writes; a disk may hang."""
-_MAGIC = b"SQLite format 3\0"
-_TABLES = """
-CREATE TABLE IF NOT EXISTS jobs (
-  id TEXT PRIMARY KEY, client TEXT NOT NULL, idempotency TEXT, digest TEXT NOT NULL,
-  asked TEXT NOT NULL, state TEXT NOT NULL, runs INTEGER NOT NULL DEFAULT 0,
-  accepted REAL NOT NULL, started REAL, finished REAL, error TEXT,
-  UNIQUE (client, idempotency)
-);
-CREATE TABLE IF NOT EXISTS images (
-  job TEXT NOT NULL REFERENCES jobs ON DELETE CASCADE, number INTEGER NOT NULL, data BLOB NOT NULL,
-  PRIMARY KEY (job, number)
-);
-CREATE TABLE IF NOT EXISTS pictures (
-  job TEXT NOT NULL REFERENCES jobs ON DELETE CASCADE, number INTEGER NOT NULL,
-  output_format TEXT NOT NULL, record TEXT NOT NULL, data BLOB NOT NULL,
-  PRIMARY KEY (job, number)
-);
-CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, accepted);
-"""
-"""Version 1. Later versions add to it, so that version 1 can read what they leave."""
-_ADDED_COLUMNS = (("asked_digest", "TEXT"), ("ended_clock", "REAL"))
-"""Version 2 adds them to jobs: the digest of what was asked, and when a job ended by the clock."""
-_COLUMNS = {
-    "jobs": frozenset({
-        "id", "client", "idempotency", "digest", "asked", "state", "runs", "accepted", "started",
-        "finished", "error",
-    }),
-    "images": frozenset({"job", "number", "data"}),
-    "pictures": frozenset({"job", "number", "output_format", "record", "data"}),
-}  # fmt: skip
-_COLUMNS_2 = {
-    **_COLUMNS,
-    "jobs": _COLUMNS["jobs"] | {name for name, _ in _ADDED_COLUMNS},
-    "clock": frozenset({"seconds"}),
-}
 _ENDED_ROW = "state IN ('done', 'failed', 'cancelled')"
-_OPEN = ("accepted", "queued", "running", "given back")
-"""States of a row that has not ended; danqing itself writes the first alone."""
 
 
 class Journal:
@@ -111,19 +78,19 @@ class Journal:
         try:
             self.place.parent.mkdir(parents=True, exist_ok=True)
             self.place.touch(mode=0o600)  # it holds what people asked for, and their pictures
-            _check_file(self.place)
-            _tighten(self.place)
+            check_file(self.place)
+            tighten(self.place)
             self.place.open("r+b").close()  # SQLite's own words are "disk I/O error"
             self._base = sqlite3.connect(
                 self.place, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None
             )
         except (sqlite3.Error, OSError, ValueError) as error:
-            raise _unusable(self.place, error) from error
+            raise unusable(self.place, error) from error
         try:
             self._set_up()
         except sqlite3.Error as error:
             self._base.close()
-            raise _unusable(self.place, error) from error
+            raise unusable(self.place, error) from error
         except BaseException:
             self._base.close()
             raise
@@ -134,15 +101,15 @@ class Journal:
         base.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
         # one process alone: two servers would paint the same jobs
         base.execute("PRAGMA locking_mode = EXCLUSIVE")
-        version = _check_schema(base, self.place)
+        version = check_schema(base, self.place)
         base.execute("PRAGMA journal_mode = WAL")
         base.execute("PRAGMA synchronous = FULL")
         base.execute("PRAGMA foreign_keys = ON")
         base.execute("BEGIN IMMEDIATE")
         try:
             if version < SCHEMA:
-                _upgrade(base)
-            self._clock = _read_clock(base)
+                upgrade(base)
+            self._clock = read_clock(base)
             base.execute("DELETE FROM clock")
             base.execute("INSERT INTO clock VALUES (?)", (self._clock,))
         except BaseException:
@@ -187,7 +154,7 @@ class Journal:
             (job.id, number, one.output_format, json.dumps(one.record), one.data)
             for number, one in enumerate(job.pictures)
         ]
-        why = None if error is None else json.dumps(_as_row(error))
+        why = None if error is None else json.dumps(error_row(error))
         with self._transaction() as base:
             changed = base.execute(
                 "UPDATE jobs SET state = ?, finished = ?, error = ?, ended_clock = ?"  # noqa: S608
@@ -259,7 +226,7 @@ class Journal:
                 number,
             ).fetchall()
         try:
-            return _read(row, [data for (data,) in images], pictures)
+            return read_job(row, [data for (data,) in images], pictures)
         except Exception as error:  # noqa: BLE001 - damage takes every form
             return self._read_badly(row, error)
 
@@ -275,9 +242,9 @@ class Journal:
             idempotency=None if row["idempotency"] is None else str(row["idempotency"]),
             digest=row["asked_digest"] if isinstance(row["asked_digest"], str) else None,
             sent_digest=str(row["digest"]),
-            order=Order(model=_read_model(row["asked"]), request=Request(prompt="unreadable")),
+            order=Order(model=read_model(row["asked"]), request=Request(prompt="unreadable")),
             state="failed",
-            accepted=_number(row["accepted"]) or 0.0,
+            accepted=read_number(row["accepted"]) or 0.0,
             error=error,
         )
         if row["state"] not in ENDED or row["state"] == "given back":
@@ -286,7 +253,7 @@ class Journal:
                 base.execute(
                     "UPDATE jobs SET state = 'failed', finished = ?, ended_clock = ?, error = ?"
                     " WHERE rowid = ?",
-                    (time.time(), self._now(), json.dumps(_as_row(error)), row["rowid"]),
+                    (time.time(), self._now(), json.dumps(error_row(error)), row["rowid"]),
                 )
             # what an error of danqing saw may be the prompt, which logs leave out
             text = cause.what if isinstance(cause, DanqingError) else str(cause)
@@ -384,215 +351,8 @@ def migrate(place: Path, version: int) -> None:
     journal.close()
 
 
-# --- opening -------------------------------------------------------------------------------------
-
-
-def _check_file(place: Path) -> None:
-    """See that a file is empty, or an SQLite database; opening a named pipe could block."""
-    with open_regular(place) as file:
-        head = file.read(len(_MAGIC))
-    if head not in (b"", _MAGIC):
-        raise JournalError(
-            "the journal cannot be used",
-            seen=f"{place}: the file is not an SQLite database",
-            allowed="a journal of danqing, or the name of a new file",
-        )
-
-
-def _tighten(place: Path) -> None:
-    """Let only the owner read the journal and the files SQLite keeps beside it."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        path = place.with_name(place.name + suffix)
-        with contextlib.suppress(FileNotFoundError):
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if not mode & 0o077:
-                continue
-            try:
-                path.chmod(mode & 0o700)
-            except PermissionError:  # another owner's, or a file system without modes
-                log.warning("others can read the journal", extra={"row": {"mode": f"{mode:04o}"}})
-
-
-def _check_schema(base: sqlite3.Connection, place: Path) -> int:
-    """Return the schema's version, 0 for a new file; see that it has what that version has."""
-    version = int(base.execute("PRAGMA user_version").fetchone()[0])
-    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
-    tables = {name for (name,) in base.execute(query)}
-    if version == 0 and not tables:
-        return 0
-    if not 0 <= version <= SCHEMA:
-        raise JournalError(
-            "the journal was written by a newer version of danqing",
-            seen=f"{place}: schema version {version}",
-            allowed=f"schema version {OLDEST} to {SCHEMA}",
-            hint="upgrade danqing, or let the newer one write it for this one (see 'The journal' in"
-            " the guide to serving); the journal was not changed",
-        )
-    if version == 0 and tables <= set(_COLUMNS):
-        return 0  # version 1 was killed while it made the tables
-    if version == 0:
-        raise JournalError(
-            "the journal cannot be used",
-            seen=f"{place}: an SQLite database of another program, with the table"
-            f" {min(tables)[:40]!r}",
-            allowed="a journal of danqing, or the name of a new file",
-        )
-    for table, columns in (_COLUMNS if version == 1 else _COLUMNS_2).items():
-        there = {row[1] for row in base.execute(f"PRAGMA table_info({table})")}
-        if missing := sorted(columns - there):
-            what = f"column {table}.{missing[0]}" if there else f"table {table}"
-            raise JournalError(
-                "the journal is damaged",
-                seen=f"{place}: missing {what} of schema version {version}",
-                hint="restore the file from a backup, or move it away and start with a new one",
-            )
-    return version
-
-
-def _upgrade(base: sqlite3.Connection) -> None:
-    """Bring the tables of any older version to this version's schema, in a transaction."""
-    for statement in filter(str.strip, _TABLES.split(";")):
-        base.execute(statement)
-    there = {row[1] for row in base.execute("PRAGMA table_info(jobs)")}
-    for name, kind in _ADDED_COLUMNS:
-        if name not in there:
-            base.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
-    # it may have been at this version before: that clock is gone
-    base.execute("UPDATE jobs SET ended_clock = NULL")
-    base.execute("CREATE TABLE IF NOT EXISTS clock (seconds REAL NOT NULL)")
-    base.execute(f"PRAGMA user_version = {SCHEMA}")
-
-
-def _read_clock(base: sqlite3.Connection) -> float:
-    row = base.execute("SELECT seconds FROM clock").fetchone()
-    return max(0.0, _number(row[0]) or 0.0) if row else 0.0
-
-
-def _unusable(place: Path, error: Exception) -> DanqingError:
-    text = str(error)
-    hint = "is it readable and writable for this user, and on a local disk?"
-    if "locked" in text:
-        hint = "another server is using it: stop that one, or name another file"
-    elif "full" in text or "No space" in text:
-        hint = "free some space, or name a file on another disk"
-    elif "malformed" in text or "not a database" in text:
-        hint = "restore the file from a backup, or move it away and start with a new one"
-    return JournalError("the journal cannot be used", seen=f"{place}: {text}", hint=hint)
-
-
 def _failed(what: str, error: sqlite3.Error) -> JournalError:
     """Return the error for a client: no path of the server is in it."""
     text = str(error)
     kind = JournalFullError if "full" in text else JournalError
     return kind(f"the journal cannot be {what}", seen=text)
-
-
-# --- rows ----------------------------------------------------------------------------------------
-
-
-def _read(row: Mapping[str, Any], images: list[bytes], pictures: list[tuple[Any, ...]]) -> Job:
-    """Return the job of a row.
-
-    Raises:
-        Exception: of any kind, if something in it is not what this version writes.
-    """
-    texts = ["id", "client", "digest", "asked", "state"]
-    texts += [name for name in ("idempotency", "asked_digest", "error") if row[name] is not None]
-    for name in texts:
-        if not isinstance(row[name], str):
-            raise TypeError(f"invalid {name}")
-        row[name].encode()  # damaged text became surrogates
-    states: dict[str, State] = {"done": "done", "failed": "failed", "cancelled": "cancelled"}
-    states |= dict.fromkeys(_OPEN, "queued")
-    state = states[row["state"]]
-    job = Job(
-        id=row["id"],
-        client=row["client"],
-        idempotency=row["idempotency"],
-        digest=row["asked_digest"],
-        sent_digest=row["digest"],
-        order=read_order(row["asked"], images),
-        state=state,
-        accepted=_require(_number, row["accepted"]),
-        started=None if row["started"] is None else _require(_number, row["started"]),
-        finished=None if row["finished"] is None else _require(_number, row["finished"]),
-        error=None if row["error"] is None else _read_error(_read_json(row["error"])),
-        pictures=[] if state == "queued" else [_read_picture(*one) for one in pictures],
-    )
-    if state == "done" and len(job.pictures) != job.order.request.num_images_per_prompt:
-        raise ValueError("images are missing")
-    if state in {"failed", "cancelled"} and job.error is None:
-        raise ValueError("the error is missing")
-    return job
-
-
-def _read_picture(output_format: Any, record: Any, data: Any) -> Painted:
-    from PIL import Image
-
-    picture = Painted(output_format=output_format, record=_read_json(record), data=data)
-    with Image.open(io.BytesIO(data), formats=(output_format.upper(),)) as image:
-        size = f"{image.width}x{image.height}"
-        image.verify()
-    if picture.size != size:
-        raise ValueError("the record is of another image")
-    for stage in picture.record["stages"]:
-        _require(_number, stage["seconds"])
-        if not isinstance(stage["name"], str):
-            raise TypeError("invalid stage")
-    return picture
-
-
-def _read_json(text: str) -> Any:
-    def refuse(name: str) -> float:
-        raise ValueError(name)
-
-    found = json.loads(text, parse_constant=refuse)
-    json.dumps(found, ensure_ascii=False).encode()  # as it is sent: no lone surrogates
-    return found
-
-
-def _read_model(asked: Any) -> str:
-    """Return the model's name in what was asked, if that can be read."""
-    try:
-        name = _read_json(asked)["model"]
-    except Exception:  # noqa: BLE001 - damage takes every form
-        return "unknown"
-    return name if isinstance(name, str) else "unknown"
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, (int, float)) and math.isfinite(value):
-        return float(value)
-    return None
-
-
-def _require(read: Callable[[Any], float | None], value: Any) -> float:
-    found = read(value)
-    if found is None:
-        raise TypeError(f"invalid number {str(value)[:40]!r}")
-    return found
-
-
-def _as_row(error: DanqingError) -> dict[str, str | None]:
-    return {
-        "class": type(error).__name__,
-        "what": error.what,
-        "seen": error.seen,
-        "allowed": error.allowed,
-        "hint": error.hint,
-    }
-
-
-def _read_error(row: dict[str, str | None]) -> DanqingError:
-    for name in ("class", "what", "seen", "allowed", "hint"):
-        if not isinstance(row[name], (str, type(None))):
-            raise TypeError(f"invalid error: {name}")
-    kinds = {kind.__name__: kind for kind in _kinds(DanqingError)}
-    kind = kinds.get(row["class"] or "", BrokenPictureError)
-    return kind(row["what"] or "", seen=row["seen"], allowed=row["allowed"], hint=row["hint"])
-
-
-def _kinds(kind: type[DanqingError]) -> Iterator[type[DanqingError]]:
-    yield kind
-    for child in kind.__subclasses__():
-        yield from _kinds(child)

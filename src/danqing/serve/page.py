@@ -23,12 +23,13 @@ from starlette.responses import RedirectResponse, Response
 
 from danqing.errors import DanqingError
 from danqing.quantities import size as in_words
-from danqing.request import MAX_IMAGES, MAX_SEED, Request
+from danqing.request import MAX_IMAGES, Request
 from danqing.serve.app import on_bug
-from danqing.serve.bodies import MAX_PICTURES, MAX_PREVIEWS
+from danqing.serve.bodies import MAX_PREVIEWS
 from danqing.serve.guards import PAGE_PATH, bug_message
 from danqing.serve.jobs import Ended, Finished, Moved, Order, Stepped
 from danqing.serve.limits import plan_order
+from danqing.serve.page_components import CSS, ICON, KEYS, Components, theme
 from danqing.serve.page_door import Door, on_invalid
 from danqing.serve.page_words import LANGUAGES, word
 from danqing.serve.privacy import public_message
@@ -37,10 +38,9 @@ from danqing.serve.uploads import KEPT_SECONDS, Uploads
 from danqing.verify.metrics import compare
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from danqing.references import Reference
-    from danqing.runner import Spec
     from danqing.serve.intake import Intake
     from danqing.serve.jobs import Job
     from danqing.serve.service import Service
@@ -50,43 +50,6 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _SECONDS_BETWEEN_LOOKS = 5
 _SECONDS_BETWEEN_SWEEPS = 60.0
-_DEFAULT_SIDE = 512
-_CSS = """
-#title h1 { letter-spacing: .06em; margin: 0 }
-#corner { text-align: right; font-size: .85em; opacity: .75 }
-#state progress { width: 100%; height: .8em }
-footer { display: none !important }
-@media (max-width: 640px) {
-  #top { flex-wrap: wrap }
-  #top > * { flex: 1 1 100%; min-width: 100% !important }
-  #corner { text-align: left }
-  .gradio-container { padding: 8px !important }
-}
-"""
-_ICON = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><circle cx="22" cy="10" r="6" '
-    'fill="#c0392b"/><path d="M2 28 L12 10 L22 28 Z" fill="#2c5f8a"/></svg>'
-)
-_KEYS = """
-<script>
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") document.querySelector("#cancel")?.click();
-});
-</script>
-"""
-
-
-def _files_alone(component: Any, uploads: Uploads) -> Any:
-    """Let a component take uploaded files alone: gradio would fetch addresses, and copy files."""
-
-    async def careful(place: Any) -> Any:
-        if place not in uploads:
-            message = "addresses, and files that are not in the upload folder, are not opened"
-            raise gr.Error(message, print_exception=False)
-        return str(place)
-
-    component.async_move_resource_to_block_cache = careful
-    return component
 
 
 @dataclass(frozen=True)
@@ -113,13 +76,13 @@ def mount(app: Any, service: Service) -> Any:
         return RedirectResponse(f"{PAGE_PATH}/")
 
     async def icon() -> Response:
-        return Response(_ICON, media_type="image/svg+xml")
+        return Response(ICON, media_type="image/svg+xml")
 
     app.get("/", include_in_schema=False)(home)
     app.get("/favicon.ico", include_in_schema=False)(icon)
     gr.mount_gradio_app(
         app, blocks, path=PAGE_PATH, allowed_paths=[str(page.folder)], footer_links=[],
-        max_file_size="40mb", ssr_mode=False, theme=_theme(), css=_CSS, head=_KEYS,
+        max_file_size="40mb", ssr_mode=False, theme=theme(), css=CSS, head=KEYS,
         show_error=True, run_history=False, pwa=False,
     )  # fmt: skip
     mounted = app.router.routes[-1]
@@ -140,13 +103,12 @@ class _Page:
         self._home = tempfile.TemporaryDirectory(prefix="danqing-page-")  # gone at exit
         self.folder = Path(self._home.name)
         self._jobs: dict[tuple[str, str], Job] = {}
-        self._named: dict[str, Any] = {}
+        self._components = Components(service.specs, service.limits, self.uploads)
 
     # --- what there is -------------------------------------------------------------------------
 
     def blocks(self) -> gr.Blocks:
         """Return the page."""
-        specs = list(self._service.specs.values())
         with gr.Blocks(
             title="danqing", analytics_enabled=False, delete_cache=(600, int(KEPT_SECONDS))
         ) as found:
@@ -161,12 +123,12 @@ class _Page:
                 corner = gr.HTML(elem_id="corner")
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
-                    fields = self._form(specs)
+                    fields = self._components.form()
                     with gr.Row():
-                        paint = self._button("paint", variant="primary")
-                        cancel = self._button("cancel", variant="stop")
+                        paint = self._components.button("paint", variant="primary")
+                        cancel = self._components.button("cancel", variant="stop")
                 with gr.Column(scale=3, min_width=300):
-                    seen = self._results()
+                    seen = self._components.results()
             gallery = seen["pictures"]
             outputs = [seen["state"], seen["preview"], gallery, shown, fields["seed"], paint]
             inputs = {language, shown, *fields.values()} - {fields["dice"]}  # a dict comes of it
@@ -199,7 +161,10 @@ class _Page:
                     [sides, seen["compared"], seen["measures"]], **quiet,
                 )  # fmt: skip
             switch.change(
-                _careful(self._translate), switch, [language, *self._named.values()], **quiet
+                _careful(self._components.translate),
+                switch,
+                [language, *self._components.named.values()],
+                **quiet,
             )
             timer = gr.Timer(_SECONDS_BETWEEN_LOOKS)
             timer.tick(_careful(self._corner), language, corner, **quiet)
@@ -207,88 +172,6 @@ class _Page:
             found.unload(self._leave)
         found.queue(default_concurrency_limit=None, api_open=False, max_size=1000)
         return found
-
-    def _results(self) -> dict[str, Any]:
-        """Return what is seen of the work, and what can be done with it."""
-        found: dict[str, Any] = {"state": gr.HTML(elem_id="state")}
-        found["preview"] = gr.Image(
-            interactive=False, height=320, visible=False, buttons=[], format="png",
-            elem_id="preview",
-        )  # fmt: skip
-        found["pictures"] = gr.Gallery(
-            columns=4, interactive=False, object_fit="contain", format="png", fit_columns=False,
-            show_label=False, elem_id="gallery", buttons=["download", "fullscreen"],
-        )  # fmt: skip
-        with gr.Row():
-            for name in ("again", "left", "right"):
-                found[name] = self._button(name)
-        found["compared"] = gr.ImageSlider(
-            interactive=False, visible=False, buttons=[], elem_id="compared"
-        )
-        found["measures"] = gr.Markdown(elem_id="measures")
-        found["record"] = gr.JSON(open=False, max_height=320, elem_id="record")
-        for name in ("preview", "pictures", "compared", "record"):
-            self._keep(name, found[name])
-        return found
-
-    def _keep(self, name: str, component: Any) -> Any:
-        """Remember a component whose label is a word, and write it."""
-        component.label = word("en", name)
-        self._named[name] = component
-        return component
-
-    def _button(self, name: str, **options: Any) -> Any:
-        button = gr.Button(word("en", name), elem_id=name, **options)
-        self._named[name] = button
-        return button
-
-    def _form(self, specs: Sequence[Spec]) -> dict[str, Any]:
-        """Return the fields: those that have an effect in a model here."""
-        most, first = self._service.limits.side, specs[0]
-
-        def useful(name: str) -> bool:
-            return any(name in spec.takes for spec in specs)
-
-        fields = {
-            "prompt": gr.Textbox(
-                lines=1, max_lines=8, submit_btn=False, autofocus=True, elem_id="prompt",
-                placeholder=word("en", "prompt_hint"),
-            ),
-            "negative": gr.Textbox(visible=useful("negative_prompt"), elem_id="negative"),
-            "images": _files_alone(gr.Gallery(
-                type="filepath", interactive=True, visible=useful("image"), columns=3,
-                file_types=["image"], sources=["upload", "clipboard"], elem_id="images",
-            ), self.uploads),
-            "model": gr.Dropdown(
-                list(self._service.specs), value=next(iter(self._service.specs)),
-                visible=len(specs) > 1,
-            ),
-        }  # fmt: skip
-        step = max(spec.size_multiple for spec in specs)
-        with gr.Row():
-            for name in ("width", "height"):
-                value = int(first.defaults.get(name, _DEFAULT_SIDE))
-                fields[name] = gr.Slider(step, most, value=min(value, most), step=step)
-        with gr.Row():
-            steps = int(first.defaults.get("num_inference_steps", 4))
-            fields["steps"] = gr.Slider(1, self._service.limits.steps, value=steps, step=1)
-            fields["count"] = gr.Slider(
-                1, min(MAX_PICTURES, self._service.limits.pictures), value=1, step=1
-            )
-        fields["guidance"] = gr.Slider(
-            0, 20, value=float(first.defaults.get("guidance_scale", 0.0)), step=0.1,
-            visible=useful("guidance_scale"),
-        )  # fmt: skip
-        with gr.Row():
-            fields["seed"] = gr.Number(
-                value=secrets.randbits(32), precision=0, minimum=0, maximum=MAX_SEED,
-                elem_id="seed",
-            )  # fmt: skip
-            fields["lock"] = gr.Checkbox(value=False, elem_id="lock")
-        for name, field in fields.items():
-            self._keep(name, field)
-        fields["dice"] = self._button("dice", size="sm")
-        return fields
 
     # --- painting ------------------------------------------------------------------------------
 
@@ -459,19 +342,6 @@ class _Page:
 
     # --- words ---------------------------------------------------------------------------------
 
-    def _translate(self, language: str) -> list[Any]:
-        updates: list[Any] = [language]
-        for name, component in self._named.items():
-            text = word(language, name)
-            if isinstance(component, gr.Button):
-                updates.append(gr.update(value=text))
-            elif name == "prompt":
-                hint = word(language, "prompt_hint")
-                updates.append(gr.update(label=text, placeholder=hint))
-            else:
-                updates.append(gr.update(label=text))
-        return updates
-
     def _greet(self, request: gr.Request) -> tuple[str, str]:
         """Choose the language that the browser asks for first."""
         asked = request.headers.get("accept-language", "").strip().lower()
@@ -491,14 +361,6 @@ class _Page:
                 )
             lines.append(html.escape(line))
         return "<br>".join(lines)
-
-
-def _theme() -> Any:
-    """Return a theme of fonts that are on the visitor's machine: none is fetched."""
-    words = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans CJK SC", "sans-serif"]
-    return gr.themes.Base(
-        primary_hue="red", neutral_hue="stone", font=words, font_mono=["ui-monospace", "monospace"]
-    )
 
 
 def _line(text: str) -> str:
