@@ -127,7 +127,7 @@ def step_of_danqing(
         planned_for=request,
     )
     given = inputs(size, torch.bfloat16)
-    network = engine._load(["transformer"], [], None)["transformer"]
+    network = engine._residence.load(["transformer"], [], None)["transformer"]
     network.pos_embed.prepare(torch.cat([given["txt_ids"], given["img_ids"]]), torch.device("cpu"))
 
     kept = Hoisted()
@@ -139,7 +139,7 @@ def step_of_danqing(
         return found
 
     def step() -> Any:
-        with engine._kernels(), engine._device.repeating(), torch.inference_mode():
+        with engine._clock.kernels(), engine.device.repeating(), torch.inference_mode():
             once = hoisted(
                 network,
                 embed,

@@ -38,8 +38,8 @@ from PIL import Image
 import danqing, danqing.engine
 danqing.devices.import_torch().set_num_threads(1)
 home, kept = Path({home!r}), []
-to_image = danqing.engine._to_image
-danqing.engine._to_image = lambda pixels: (kept.append(pixels), to_image(pixels))[1]
+to_image = danqing.engine.stages.to_image
+danqing.engine.stages.to_image = lambda pixels: (kept.append(pixels), to_image(pixels))[1]
 small = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 image = Image.fromarray(small).resize((96, 64))
 for name, settings in {cases!r}.items():

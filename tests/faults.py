@@ -40,7 +40,7 @@ def is_named(fault: Fault, culprit: str | None, stage: str) -> bool:
 
 def plant(engine: danqing.Engine, fault: Fault) -> danqing.Engine:
     """Let an engine have the fault from the moment the component is read."""
-    build = engine._build
+    build = engine._residence.build
 
     def with_fault(name: str, listen: Any) -> Any:
         module = build(name, listen)
@@ -48,7 +48,7 @@ def plant(engine: danqing.Engine, fault: Fault) -> danqing.Engine:
             fault.plant(module)
         return module
 
-    engine._build = with_fault  # type: ignore[method-assign]
+    engine._residence.build = with_fault  # type: ignore[method-assign]
     return engine
 
 

@@ -58,7 +58,7 @@ def test_float16_keeps_in_float32_what_overflows(schnell: Path) -> None:
             "text_encoder": "float16", "text_encoder_2": "float16", "transformer": "float16",
             "vae": "float32",
         }  # fmt: skip
-        t5 = engine._modules["text_encoder_2"]
+        t5 = engine._residence.modules["text_encoder_2"]
         kinds = {name.split(".")[-2]: value.dtype for name, value in t5.named_parameters()}
         assert kinds["wo"] is torch.float32
         assert kinds["wi_0"] is torch.float16
@@ -78,7 +78,7 @@ def test_listeners_hear_bytes_and_steps(schnell: Path) -> None:
 def test_a_closed_engine_loads_again(schnell: Path) -> None:
     with danqing.open(schnell, device="cpu") as engine:
         first = engine.generate("a cat", seed=1, **SMALL).image.tobytes()
-    assert engine._modules == {}
+    assert engine._residence.modules == {}
     assert engine.generate("a cat", seed=1, **SMALL).image.tobytes() == first
 
 
@@ -98,7 +98,7 @@ def test_out_of_memory_is_told_and_the_next_request_works(
 def test_the_first_bad_step_is_named(
     engine: danqing.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transformer = engine._load(("transformer",), [], None)["transformer"]
+    transformer = engine._residence.load(("transformer",), [], None)["transformer"]
     forward, calls = transformer.forward, []
 
     def spoil(*args: Any, **kwargs: Any) -> Any:
@@ -138,7 +138,7 @@ def test_what_does_not_fit_at_once_is_staged(
         assert "in decode" in staged.plan.placement_reason
         assert "resident would take" in staged.plan.placement_reason
         picture = staged.generate("a cat", seed=1, **SMALL)
-        assert staged._modules.keys() == set(staged.plan.kept) < set(staged._model.parts)
+        assert staged._residence.modules.keys() == set(staged.plan.kept) < set(staged._model.parts)
     assert picture.image.tobytes() == engine.generate("a cat", seed=1, **SMALL).image.tobytes()
     assert [cost.name for cost in picture.stages] == [
         "load",
@@ -159,14 +159,14 @@ def test_a_staged_engine_keeps_nothing_after_an_error(
         monkeypatch.setattr(staged._model, "denoise", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             staged.generate("a cat", **SMALL)
-        assert staged._modules == {}
+        assert staged._residence.modules == {}
 
 
 def test_reading_beforehand_is_paid_by_the_first_picture(schnell: Path) -> None:
     with danqing.open(schnell, device="cpu") as engine:
         engine.load()
         first, second = (engine.generate("a cat", **SMALL).stages for _ in range(2))
-        weights = [w for module in engine._modules.values() for w in module.parameters()]
+        weights = [w for module in engine._residence.modules.values() for w in module.parameters()]
         assert not any(weight.is_inference() for weight in weights)
     loads, work = first[:4], first[4:]
     assert [cost.component for cost in loads] == [

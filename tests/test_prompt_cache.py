@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import danqing
-from danqing.models import prompt_cache
+from danqing.engine import conditions
 from tests import deepgen_toys
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def test_an_entry_that_is_damaged_is_made_again(tmp_path: Path) -> None:
 
 
 def test_it_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_cache, "KEPT", 2)
+    monkeypatch.setattr(conditions, "KEPT", 2)
     for prompt in ("a boat", "a mountain", "a sun"):
         paint(tmp_path, prompt)
     assert len(list(tmp_path.iterdir())) == 2

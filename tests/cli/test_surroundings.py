@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from danqing import cache
-from danqing.models.prompt_cache import KEPT, PromptCache
+from danqing.engine.conditions import KEPT, PromptCache
 from danqing.plan import rates
 from tests import toys
 from tests.forks import Forks, Outcome

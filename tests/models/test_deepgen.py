@@ -61,7 +61,9 @@ def stages(engine: danqing.Engine, **settings: Any) -> tuple[Any, torch.Tensor, 
     request = engine.spec.resolve(danqing.Request(**settings))
     model: Any = engine._model
     with torch.inference_mode():
-        load = {stage: engine._load(names, [], None) for stage, names in model.stages.items()}
+        load = {
+            stage: engine._residence.load(names, [], None) for stage, names in model.stages.items()
+        }
         conditioning, _ = model.encode(load["encode"], request)
         drawn = model.draw(request, request.seed)
         latents = model.denoise(load["denoise"], conditioning, [drawn], request, same)
@@ -159,7 +161,7 @@ def test_swapping_prompts_swaps_the_branches(engine: danqing.Engine) -> None:
     conditioning, _, drawn = stages(
         engine, prompt="a cat", negative_prompt="a dog", guidance_scale=3.0, **settings
     )
-    load = engine._load(("transformer",), [], None)
+    load = engine._residence.load(("transformer",), [], None)
 
     def run(rows: Any, scale: float) -> torch.Tensor:
         told = type(conditioning)(
@@ -213,7 +215,7 @@ def test_a_ragged_batch_is_its_single_runs(parts: stock.Parts) -> None:
 def test_states_are_the_library_s_hidden_states(engine: danqing.Engine, parts: stock.Parts) -> None:
     embeds = torch.randn(2, 11, 32, generator=torch.Generator().manual_seed(0))
     places = torch.arange(11).expand(3, 2, -1)
-    vlm = engine._load(("vlm",), [], None)["vlm"]
+    vlm = engine._residence.load(("vlm",), [], None)["vlm"]
     assert len(vlm.language_model.layers) == 35
     with torch.no_grad():
         ours = language.states(vlm, embeds, places)
@@ -230,7 +232,7 @@ def test_padding_is_what_the_perceptrons_make_of_it(
 ) -> None:
     """The library's SDPA gives zero for rows that see nothing, as the original's kernel does."""
     _, _, theirs = stock.encode(parts, ["a", "a much longer prompt"])
-    vlm = engine._load(("vlm",), [], None)["vlm"]
+    vlm = engine._residence.load(("vlm",), [], None)["vlm"]
     with torch.no_grad():
         ours = language.padding_states(vlm, toys.ID["<|endoftext|>"])
     wanted = torch.cat([theirs[depth][0, 0] for depth in (35, 29, 23, 17, 11, 5)])
@@ -243,7 +245,7 @@ def test_the_vision_tower_sees_what_the_library_s_processor_shows(
 ) -> None:
     pixels = stock.pixels_of(picture(size[1], size[0]), *size)
     patches, grid = stock.patches_of(pixels)
-    vlm = engine._load(("vlm",), [], None)["vlm"]
+    vlm = engine._residence.load(("vlm",), [], None)["vlm"]
     with torch.no_grad():
         ours, found = language.see(vlm, pixels)
         theirs: Any = parts.vlm.model.visual(patches, grid_thw=grid)
@@ -440,4 +442,4 @@ def test_words_alone_read_no_autoencoder_to_encode(deepgen: Path) -> None:
         assert model.needs("encode", words) == ("vlm", "connector")
         assert model.needs("encode", edit) == ("vlm", "connector", "vae")
         engine.generate("a", height=64, width=64, num_inference_steps=1)
-        assert engine._modules == {}
+        assert engine._residence.modules == {}

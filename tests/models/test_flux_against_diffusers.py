@@ -27,7 +27,9 @@ def stages(
     with danqing.open(folder, device="cpu", dtype=dtype) as engine, torch.inference_mode():
         request = engine.spec.resolve(danqing.Request(prompt=PROMPT, **settings))
         model: Any = engine._model
-        load = {stage: engine._load(names, [], None) for stage, names in model.stages.items()}
+        load = {
+            stage: engine._residence.load(names, [], None) for stage, names in model.stages.items()
+        }
         conditioning, _ = model.encode(load["encode"], request)
         steps: list[torch.Tensor] = []
         drawn = [model.draw(request, request.seed)]

@@ -157,7 +157,7 @@ def test_the_callers_diffusers_stays_as_it_is(schnell: Path) -> None:
 
     with danqing.open(schnell, device="cpu") as engine:
         plain = engine.generate("a cat", seed=1, height=64, width=64).image.tobytes()
-        fuse(engine._modules["transformer"], {"rope": rope})
+        fuse(engine._residence.modules["transformer"], {"rope": rope})
         assert engine.generate("a cat", seed=1, height=64, width=64).image.tobytes() == plain
         assert calls
         count = len(calls)

@@ -165,7 +165,7 @@ def test_the_second_picture_of_a_prompt_runs_no_modulation_again(flux: Path) -> 
     with danqing.open(flux, device=CPU) as engine:
         for seed in (1, 2, 1):
             engine.generate("a boat", seed=seed, height=64, width=64, num_inference_steps=2)
-            network = engine._modules["transformer"]
+            network = engine._residence.modules["transformer"]
             if not seen:
                 layer = network.transformer_blocks[0].norm1.linear
                 forward = layer.forward
@@ -337,8 +337,8 @@ def test_int8_is_alike_and_streams_each_block_once(monkeypatch: pytest.MonkeyPat
         with danqing.open("pocket", device=CPU, quantise=quantise) as engine:
             two = engine.generate("three blue mountains", seed=1, num_images_per_prompt=2)
             found[quantise] = two.pictures[0].image
-            if engine._streaming is not None:
-                streamed = engine._streaming.streamed["transformer"]
+            if engine._residence.streaming is not None:
+                streamed = engine._residence.streaming.streamed["transformer"]
                 sizes = {u.name: b for u, b in engine._model.units("transformer")}
                 assert streamed.read_bytes == sum(sizes.values())
                 assert two.pictures[0].provenance.device["quantised"] == {"transformer": "int8"}
@@ -362,7 +362,7 @@ def test_int8_is_the_same_whatever_stays(monkeypatch: pytest.MonkeyPatch) -> Non
             )
             (part,) = (p for p in engine.plan.components if p.name == "transformer")
             assert bool(part.staying) == (placement == "auto")
-            transformer = engine._modules.get("transformer")
+            transformer = engine._residence.modules.get("transformer")
             if transformer is not None and placement == "streamed":
                 layers = [one for one in transformer.modules() if "forward" in vars(one)]
                 assert not any(type(one) is torch.nn.Linear for one in layers)
@@ -376,26 +376,26 @@ def test_a_stage_is_gone_when_the_next_is_read(
     """Even layers whose methods were exchanged, and the memory they were read into."""
     import gc
 
-    from danqing.engine import Engine
+    from danqing.engine.residence import Residence
 
     seen: list[str] = []
     gone: list[tuple[str, Any]] = []
-    build = Engine._build
+    build = Residence.build
 
-    def watched(engine: Engine, name: str, listen: Any) -> Any:
+    def watched(residence: Residence, name: str, listen: Any) -> Any:
         if name == "vae":
             assert [path for path, one in gone if one() is not None] == []
-            assert engine._streaming is None
-        found = build(engine, name, listen)
+            assert residence.streaming is None
+        found = build(residence, name, listen)
         if name != "vae":
             seen.append(name)
             layers = found.named_modules(prefix=name)
             gone.extend((path, weakref.ref(layer)) for path, layer in layers)
-            if engine._streaming is not None:
-                gone.append(("the ring", weakref.ref(engine._streaming.ring)))
+            if residence.streaming is not None:
+                gone.append(("the ring", weakref.ref(residence.streaming.ring)))
         return found
 
-    monkeypatch.setattr(Engine, "_build", watched)
+    monkeypatch.setattr(Residence, "build", watched)
     gc.disable()
     try:
         with danqing.open(flux, device=CPU, dtype="bfloat16", placement=placement) as engine:
@@ -472,23 +472,20 @@ def test_fewer_bits_stay_as_they_lie(
     place = opening.pop("place")
     with danqing.open(
         place, device=CPU, dtype="bfloat16", placement="streamed", **opening
-    ) as engine:
-        blocks = [unit.name for unit, _ in engine._model.units("transformer") if not unit.once]
+    ) as opened:
+        blocks = [unit.name for unit, _ in opened._model.units("transformer") if not unit.once]
         names = tuple(blocks if stay == "all" else blocks[::2])
-        engine.plan = dataclasses.replace(
-            engine.plan,
-            kept=("transformer",),
-            components=tuple(
-                dataclasses.replace(part, staying=names, compact=True)
-                if part.name == "transformer"
-                else part
-                for part in engine.plan.components
-            ),
+        components = tuple(
+            dataclasses.replace(part, staying=names, compact=True)
+            if part.name == "transformer"
+            else part
+            for part in opened.plan.components
         )
+    with replanned(opened, kept=("transformer",), components=components) as engine:
         sizes = {unit.name: size for unit, size in engine._model.units("transformer")}
         found = engine.generate(request).pictures[0]
-        assert engine._streaming is not None
-        streamed = engine._streaming.streamed["transformer"]
+        assert engine._residence.streaming is not None
+        streamed = engine._residence.streaming.streamed["transformer"]
         here = {one.unit.name for one in streamed._planned if one.held is not None}
         assert here == set(names)
         passes = {name: 1 if name in names or name not in blocks else 3 for name in sizes}
@@ -536,16 +533,15 @@ def test_what_is_left_of_a_streamed_network_stays_where_there_is_room(
     folder = request.getfixturevalue(which)
     with danqing.open(folder, device=CPU, placement="streamed") as engine:
         expected = [engine.generate("a boat", seed=s, **asked).pictures[0] for s in seeds]
-        assert not engine._modules
-    with danqing.open(folder, device=CPU, placement="streamed") as engine:
-        engine.plan = dataclasses.replace(engine.plan, kept=("transformer", "vae"))
+        assert not engine._residence.modules
+    with replanned(engine, kept=("transformer", "vae")) as engine:
         for number, seen in enumerate(expected):
             found = engine.generate("a boat", seed=seeds[number], **asked).pictures[0]
             assert found.pixels_sha256 == seen.pixels_sha256
             loaded = [cost.component for cost in found.stages if cost.name == "load"]
             assert ("transformer" in loaded) == (number == 0)
-            assert engine._streaming is not None
-            streamed = engine._streaming.streamed["transformer"]
+            assert engine._residence.streaming is not None
+            streamed = engine._residence.streaming.streamed["transformer"]
             first = next(one.unit.name for one in streamed._planned if not one.unit.once)
             coming = [streamed._planned[one.index].unit.name for one in streamed._coming]
             assert coming[:1] == ([first] if number else [])
@@ -581,6 +577,12 @@ def test_a_streamed_network_is_kept_if_it_fits_beside_the_others() -> None:
 _STAGES = ("encode", "denoise", "decode")
 
 
+def replanned(engine: danqing.Engine, **changes: Any) -> danqing.Engine:
+    """Return an engine of the same parts, with some of the plan's decisions changed."""
+    plan = dataclasses.replace(engine.plan, **changes)
+    return danqing.Engine(engine._model, engine.device, plan, places={}, options=engine.options)
+
+
 @pytest.mark.parametrize("placement", ["resident", "streamed"])
 @pytest.mark.parametrize("name", ["norm_out.linear", "transformer_blocks.1.norm1.linear"])
 def test_after_a_modulating_layer_failed_the_next_picture_is_sound(
@@ -588,12 +590,13 @@ def test_after_a_modulating_layer_failed_the_next_picture_is_sound(
 ) -> None:
     asked: dict[str, Any] = {"seed": 1, "height": 64, "width": 64, "num_inference_steps": 2}
     expected = paint_one(flux, asked)
-    with danqing.open(flux, device=CPU, placement=placement) as engine:
-        engine.plan = dataclasses.replace(engine.plan, kept=("transformer", "vae"))
+    with danqing.open(flux, device=CPU, placement=placement) as opened:
+        pass
+    with replanned(opened, kept=("transformer", "vae")) as engine:
         engine.load()
         transformer = (
-            engine._modules.get("transformer")
-            or engine._load(["transformer"], [], None)["transformer"]
+            engine._residence.modules.get("transformer")
+            or engine._residence.load(["transformer"], [], None)["transformer"]
         )
 
         def fail(*_: Any) -> None:

@@ -208,7 +208,7 @@ def test_the_first_stage_that_is_not_the_same_is_named(
 ) -> None:
     """A network whose last bits depend on how often it was asked."""
     with danqing.open(schnell, device="cpu") as engine:
-        build, count = engine._build, [0]
+        build, count = engine._residence.build, [0]
 
         def uneven(name: str, listen: Any) -> Any:
             module = build(name, listen)
@@ -224,7 +224,7 @@ def test_the_first_stage_that_is_not_the_same_is_named(
                 module.decoder.register_forward_hook(shake)
             return module
 
-        engine._build = uneven  # type: ignore[method-assign]
+        engine._residence.build = uneven  # type: ignore[method-assign]
         found = check_determinism(engine, resolved(engine), folder=tmp_path)
     assert not found.passed
     for repeat in found.repeats:

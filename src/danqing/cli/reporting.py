@@ -159,7 +159,8 @@ def _case(asked: ReportJob, job: TraceJob, name: Any) -> tuple[document.Case, di
             record = first.record()
             facts = _facts(engine, record)
             flops = engine.step_flops(request)
-            timing = collect.timing(first, timed, step_flops=flops, peak_flops=engine.peak_flops)
+            peak = engine.device.peak_flops(engine.plan.dtype)
+            timing = collect.timing(first, timed, step_flops=flops, peak_flops=peak)
             say.note(f"{name}: the same again")
             repeats = check_determinism(
                 engine,
@@ -206,7 +207,7 @@ def _facts(engine: Engine, record: Mapping[str, Any]) -> dict[str, Any]:
         "environment": collect.environment(record, processor=cpu_model()),
         "model": collect.model(record, engine.plan.as_dict()),
         "parameters": _parameters(engine),
-        "harmless_warnings": dict(engine.harmless_warnings),
+        "harmless_warnings": dict(engine.device.harmless_warnings),
     }
 
 
@@ -233,7 +234,7 @@ def _parameters(engine: Engine) -> list[document.Parameter]:
 
 
 def _elsewhere(job: TraceJob, request: Resolved, engine: Engine) -> Callable[[Path], Any]:
-    return lambda place: in_another_process(job, request, place, threads=engine.threads)
+    return lambda place: in_another_process(job, request, place, threads=engine.device.threads)
 
 
 def _against(

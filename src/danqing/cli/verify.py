@@ -223,7 +223,7 @@ def run_determinism(
         request = _one(engine.spec.resolve(_request(job)))
 
         def elsewhere(place: Path) -> Trace:
-            return in_another_process(job, request, place, threads=engine.threads)
+            return in_another_process(job, request, place, threads=engine.device.threads)
 
         found = check_determinism(
             engine,
@@ -443,9 +443,11 @@ def judge_switches(
         Printer(quiet=quiet, as_json=False).plan(engine)
         request = _one(engine.spec.resolve(_request(job)))
         off = [{"fused": "off"}] if engine.plan.fused else []
-        switches = [*SWITCHES, *off, *({"fused": name} for name in engine.fused)]
+        switches = [*SWITCHES, *off, *({"fused": name} for name in engine.device.fused)]
         if compiled:
-            switches += [{"compile_with": name} for name in engine.compilers if name != "off"]
+            switches += [
+                {"compile_with": name} for name in engine.device.compilers if name != "off"
+            ]
 
     def opened(opening: Opening) -> Callable[[], Any]:
         return lambda: open_engine(checkpoint, opening)

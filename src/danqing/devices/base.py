@@ -140,6 +140,17 @@ class Device(ABC):
         """Threads that compute, where their number can change the bits of a result."""
         return None
 
+    def answers(self) -> bool:
+        """Return whether it computes, by letting it add two numbers."""
+        import torch
+
+        self.prepare()
+        try:
+            one = torch.ones(1, device=self.torch_device)
+            return float(one + one) == 2.0  # noqa: PLR2004 - one and one
+        except RuntimeError:
+            return False
+
     def base_bytes(self) -> int:
         """Return what counts as the device's memory before anything is loaded."""
         return 0
