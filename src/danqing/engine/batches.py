@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from danqing.engine.stages import ActiveRequest, Stages
+    from danqing.engine.active import ActiveRequest
+    from danqing.engine.stages import Stages
     from danqing.generation import Provenance, StageCost
     from danqing.models.model import Model
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from danqing import devices, models, plan, weights
+from danqing.engine.active import ActiveRequest
 from danqing.engine.batches import Batches
 from danqing.engine.clock import StageClock
 from danqing.engine.conditions import Conditions
@@ -15,7 +16,7 @@ from danqing.engine.probe import Hooks, Look, joint_bytes
 from danqing.engine.provenance import origin_of
 from danqing.engine.queue import DeviceQueue, is_taken
 from danqing.engine.residence import Residence
-from danqing.engine.stages import ActiveRequest, Stages
+from danqing.engine.stages import Stages
 from danqing.generation import Generation, Picture, Provenance, StageCost
 from danqing.request import Request, Resolved, check_batch
 from danqing.turns import LAZY_IMPORTS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from danqing.engine.finish import check_image, to_image
@@ -16,36 +15,15 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from danqing.engine.active import ActiveRequest
     from danqing.engine.clock import StageClock
     from danqing.engine.conditions import Encoded
-    from danqing.engine.probe import Look
     from danqing.engine.residence import Residence
     from danqing.generation import StageCost
     from danqing.models.model import Model
     from danqing.plan import Plan
     from danqing.request import Resolved
     from danqing.runner import Listener
-
-
-@dataclass(frozen=True)
-class ActiveRequest:
-    """One request under way, its prompt encoded.
-
-    Attributes:
-        request: with every setting.
-        conditioning: what its prompt became.
-        notes: for the user.
-        listen: hears of progress.
-        look: shows tensors to a probe.
-        previews: of each image, that the listener is shown.
-    """
-
-    request: Resolved
-    conditioning: Any
-    notes: tuple[str, ...]
-    listen: Listener | None
-    look: Look
-    previews: int = 0
 
 
 class Stages:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from danqing.devices import Device
-    from danqing.engine.stages import ActiveRequest
+    from danqing.engine.active import ActiveRequest
     from danqing.runner import Listener
 
 
