@@ -114,7 +114,8 @@ def step_of_danqing(
     import torch
 
     from danqing.engine import Engine
-    from danqing.networks.hoisting import Hoisted, hoisted, modulations
+    from danqing.networks.hoisting import Hoisted, hoisted
+    from danqing.networks.of_diffusers import modulations
     from danqing.options import Options
     from danqing.request import Request
 

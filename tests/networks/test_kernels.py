@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import danqing
-from danqing.networks.kernels import choose_by_tensor
+from danqing.networks.of_diffusers import choose_by_tensor
 from tests.marks import slow_among
 
 if TYPE_CHECKING:
@@ -119,9 +119,9 @@ def test_a_tensor_elsewhere_gets_the_library_s_kernel(monkeypatch: pytest.Monkey
     """The meta device stands for one whose kernel the library knows."""
     from diffusers.models.normalization import RMSNorm
 
-    from danqing.networks import kernels
+    from danqing.networks import of_diffusers
 
-    monkeypatch.setattr(kernels, "BACKENDS", {"meta": "somewhere"})
+    monkeypatch.setattr(of_diffusers, "BACKENDS", {"meta": "somewhere"})
     layer: Any = RMSNorm(4, eps=1e-6)
     called: list[torch.Tensor] = []
     monkeypatch.setattr(layer, "forward", called.append)

@@ -32,7 +32,7 @@ from danqing.models.config_tables import (
     text,
     whole,
 )
-from danqing.networks.loading import without_message
+from danqing.networks.of_transformers import load_tokenizer, sentencepiece_proto
 from danqing.weights.json_file import MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, parse_table
 
 if TYPE_CHECKING:
@@ -229,13 +229,8 @@ def open_tokenizer(kind: TokenizerKind, files: TokenizerFiles) -> Any:
                 seen=f"{error.filename or 'TMPDIR'} ({error.strerror or error})",
                 hint="set TMPDIR to a folder that can be written",
             ) from error
-        # transformers reports what it tries next, which the error below says better
-        logger = "transformers.tokenization_utils_tokenizers"
         try:
-            with without_message(logger, "Could not extract SentencePiece model"):
-                return getattr(transformers, kind.class_name).from_pretrained(
-                    scratch, local_files_only=True
-                )
+            return load_tokenizer(getattr(transformers, kind.class_name), scratch)
         except BaseException as error:
             if not is_parser_error(error):
                 raise
@@ -700,9 +695,7 @@ _MAX_TEMPLATE = 4000
 
 
 def _parse_sentencepiece(data: bytes) -> Any:
-    from transformers.convert_slow_tokenizer import import_protobuf
-
-    proto = import_protobuf().ModelProto()
+    proto = sentencepiece_proto()
     try:
         proto.ParseFromString(data)
     except Exception as error:  # protobuf's own kinds of error differ from version to version

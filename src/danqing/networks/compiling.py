@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from danqing.cache import keep_compiled
+from danqing.networks import of_torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,11 +34,9 @@ def compile_blocks(transformer: torch.nn.Module, backend: Any) -> None:
         transformer: on the device that computes it.
         backend: a backend of torch.compile.
     """
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
     from danqing.networks.streaming import blocks_of
 
-    keep_compiled(default_cache_dir())
+    keep_compiled(of_torch.compiled_folder())
     for _, block in blocks_of(transformer):
         block.compile(backend=backend)
 
@@ -45,8 +44,6 @@ def compile_blocks(transformer: torch.nn.Module, backend: Any) -> None:
 @contextlib.contextmanager
 def clocked() -> Iterator[CompileClock]:
     """Count the seconds that are spent compiling as long as this lasts."""
-    from torch._dynamo.callback import callback_handler
-
     clock = CompileClock()
     began = 0.0
 
@@ -57,10 +54,5 @@ def clocked() -> Iterator[CompileClock]:
     def end(*_: Any) -> None:
         clock.seconds += time.perf_counter() - began
 
-    callback_handler.register_start_callback(start)
-    callback_handler.register_end_callback(end)
-    try:
+    with of_torch.while_compiling(start, end):
         yield clock
-    finally:
-        callback_handler.remove_start_callback(start)
-        callback_handler.remove_end_callback(end)

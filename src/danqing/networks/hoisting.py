@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from danqing.networks.of_torch import is_watched
 from danqing.networks.streaming import block_of, streamed_part
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def _knows(
     kept: Hoisted, transformer: nn.Module, layers: Sequence[str], embedded: Sequence[torch.Tensor]
 ) -> bool:
     """Say whether the same was computed before, and nobody watches the layers now."""
-    if any(transformer.get_submodule(name)._forward_hooks for name in layers):  # noqa: SLF001
+    if any(is_watched(transformer.get_submodule(name)) for name in layers):
         return False
     now, before = torch.stack([*embedded]), kept.embedded
     return before is not None and before.shape == now.shape and torch.equal(before, now)
@@ -189,18 +190,3 @@ def _exchange(transformer: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     before = getattr(parent, leaf)
     setattr(parent, leaf, layer)
     return before  # type: ignore[no-any-return]
-
-
-def modulations(transformer: nn.Module) -> list[str]:
-    """Return the paths of the linear layers inside diffusers' adaLN norms, in order."""
-    from diffusers.models import normalization
-
-    kinds = (
-        normalization.AdaLayerNormZero,
-        normalization.AdaLayerNormZeroSingle,
-        normalization.AdaLayerNormContinuous,
-        normalization.SD35AdaLayerNormZeroX,
-    )
-    return [
-        f"{name}.linear" for name, layer in transformer.named_modules() if isinstance(layer, kinds)
-    ]

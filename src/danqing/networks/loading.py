@@ -6,16 +6,15 @@ same rows are used to load and to write.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from danqing.errors import TensorMismatchError
+from danqing.networks.of_torch import WithoutInitialization, put_tensor
+from danqing.networks.of_transformers import unsaved_buffer
 from danqing.weights import QUANTISED
 from danqing.weights.quantised import BYTES
 from danqing.weights.tensor_file import FLOAT_DTYPES
@@ -215,11 +214,7 @@ def _assign(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     """Put tensors where those of the meta device were; `match` saw to it that all are there."""
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
-        layer = module.get_submodule(owner)
-        if leaf in layer._parameters:  # noqa: SLF001
-            layer._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)  # noqa: SLF001
-        else:
-            layer._buffers[leaf] = tensor  # noqa: SLF001
+        put_tensor(module.get_submodule(owner), leaf, tensor)
     left = [name for name, parameter in module.named_parameters() if parameter.is_meta]
     if left:
         msg = f"nothing was loaded for {left[:SHOWN]}"
@@ -247,11 +242,8 @@ def _compute_buffers(module: torch.nn.Module, device: torch.device) -> None:
         if not buffer.is_meta:
             setattr(module.get_submodule(owner), leaf, buffer.to(device))
             continue
-        if leaf != "position_ids":
-            msg = f"no rule for the buffer {name}"
-            raise RuntimeError(msg)
-        ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
-        module.get_submodule(owner).register_buffer(leaf, ids, persistent=False)
+        made = unsaved_buffer(leaf, buffer.shape).to(device)
+        module.get_submodule(owner).register_buffer(leaf, made, persistent=False)
 
 
 def changed(tensor: torch.Tensor, change: Change) -> torch.Tensor:
@@ -284,31 +276,7 @@ def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-class _WithoutInitialisation(TorchFunctionMode):
-    """Skips torch's initialisers: on the meta device they do nothing, and take their time."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
 def on_meta(make: Callable[[], Any]) -> Any:
     """Build a module without memory for its weights."""
-    with torch.device("meta"), _WithoutInitialisation():
+    with torch.device("meta"), WithoutInitialization():
         return make()
-
-
-@contextlib.contextmanager
-def without_message(logger: str, start: str) -> Iterator[None]:
-    """Keep one library message, known by its beginning, from being shown."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(start)
-
-    chosen = logging.getLogger(logger)
-    chosen.addFilter(keep)
-    try:
-        yield
-    finally:
-        chosen.removeFilter(keep)

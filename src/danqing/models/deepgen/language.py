@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+
+from danqing.networks.of_transformers import (
+    keep_layers,
+    output_of,
+    run_vision_tower,
+    run_without_attention,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +37,7 @@ def depths(layers: int) -> list[int]:
 
 def trim(vlm: Any) -> None:
     """Drop what no state depends on: the last layer and the final norm."""
-    text = vlm.language_model
-    text.layers = text.layers[: depths(len(text.layers))[0]]
-    text.norm = nn.Identity()
+    keep_layers(vlm.language_model, depths(len(vlm.language_model.layers))[0])
 
 
 def tokens_of(height: int, width: int) -> int:
@@ -69,19 +73,8 @@ def see(vlm: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     # the few whole numbers that say where each patch is are worked out on the CPU: on an NPU they
     # would be a dozen small kernels, some of which it has only in an older kind
     grid = torch.tensor([[1, rows, columns]])
-    out = tower(patches, grid_thw=grid, **_places(tower, grid, vlm.device))
-    # transformers 5 returns an object that holds the merged tokens beside the others
-    features: torch.Tensor = out if isinstance(out, torch.Tensor) else out.pooler_output
+    features = run_vision_tower(tower, patches, grid)
     return features, (rows // merge, columns // merge)
-
-
-def _places(tower: Any, grid: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return what transformers 5 would compute from the grid on the device that it is on."""
-    try:
-        from transformers.vision_utils import get_vision_position_ids
-    except ImportError:  # transformers 4 takes rows of a table that is there
-        return {}
-    return {"position_ids": get_vision_position_ids(grid, tower.spatial_merge_size).to(device)}
 
 
 def embed(
@@ -126,8 +119,8 @@ def states(vlm: Any, embeds: torch.Tensor, positions: torch.Tensor) -> torch.Ten
     wanted = depths(len(text.layers) + 1)
 
     def keep(depth: int) -> Any:
-        def hook(_: nn.Module, __: Any, out: Any) -> None:
-            found[depth] = out if isinstance(out, torch.Tensor) else out[0]
+        def hook(_: Any, __: Any, out: Any) -> None:
+            found[depth] = output_of(out)
 
         return hook
 
@@ -159,7 +152,7 @@ def padding_states(vlm: Any, pad: int) -> torch.Tensor:
     state = text.embed_tokens(torch.tensor([pad], device=text.embed_tokens.weight.device))
     found = {}
     for depth, layer in enumerate(text.layers, start=1):
-        state = state + layer.mlp(layer.post_attention_layernorm(state))
+        state = run_without_attention(layer, state)
         found[depth] = state
     return torch.cat([found[depth][0] for depth in wanted])
 

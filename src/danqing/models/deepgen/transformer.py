@@ -1,8 +1,7 @@
 """The transformer of SD3.5 with reference images as more tokens ("Kontext").
 
 It has no weights that stock SD3.5 lacks: the patches of each reference follow those of the latents,
-with the places of a picture of their own, and only what comes out for the latents is kept. The
-modules of diffusers are driven directly.
+with the places of a picture of their own, and only what comes out for the latents is kept.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from danqing.networks.of_diffusers import run_sd3
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -74,15 +75,4 @@ def _predict_alike(  # noqa: PLR0917
     timestep: torch.Tensor,
 ) -> torch.Tensor:
     """As `predict`, for rows of equal sizes: (rows, channels, height, width) each."""
-    patch = transformer.config.patch_size
-    height, width = (side // patch for side in latents.shape[-2:])
-    tokens = [transformer.pos_embed(picture) for picture in (latents, *references)]
-    states = torch.cat(tokens, dim=1).contiguous()
-    condition = transformer.time_text_embed(timestep, pooled)
-    told = transformer.context_embedder(context)
-    for block in transformer.transformer_blocks:
-        told, states = block(hidden_states=states, encoder_hidden_states=told, temb=condition)
-    states = transformer.norm_out(states[:, : height * width], condition)
-    patches: torch.Tensor = transformer.proj_out(states)
-    grid = patches.reshape(len(patches), height, width, patch, patch, -1)
-    return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    return run_sd3(transformer, [latents, *references], context, pooled, timestep)

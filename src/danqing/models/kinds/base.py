@@ -148,7 +148,7 @@ class Transformer(NetworkKind):
 
     def once(self, module: Any) -> list[str]:
         """Return the layers that modulate the blocks."""
-        from danqing.networks.hoisting import modulations
+        from danqing.networks.of_diffusers import modulations
 
         return modulations(module)
 
@@ -220,11 +220,3 @@ def _impossible(part: Component, name: str) -> CheckpointDamagedError:
 
 
 # --- transformers --------------------------------------------------------------------------------
-
-
-def attention_of(network: Any) -> str:
-    """Return the attention that a network of transformers is built with.
-
-    It is said explicitly: left to the library, a config or the environment might choose it.
-    """
-    return "sdpa" if getattr(network, "_supports_sdpa", False) else "eager"

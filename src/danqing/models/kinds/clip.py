@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from danqing.models import config_tables
-from danqing.models.kinds.base import NetworkKind, attention_of, count, side
+from danqing.models.kinds.base import NetworkKind, count, side
 from danqing.networks.loading import Row
+from danqing.networks.of_transformers import make_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -106,6 +107,4 @@ class ClipWithProjection(Clip):
 def _made(network: Any, values: Mapping[str, Any]) -> Any:
     from transformers import CLIPTextConfig
 
-    config = CLIPTextConfig.from_dict(dict(values))
-    config._attn_implementation = attention_of(network)  # noqa: SLF001
-    return network(config)
+    return make_encoder(network, CLIPTextConfig, values)

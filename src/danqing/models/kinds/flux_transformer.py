@@ -12,7 +12,8 @@ from danqing.errors import CheckpointDamagedError
 from danqing.models import config_tables
 from danqing.models.kinds.base import Transformer, count, side
 from danqing.models.kinds.positions import Positions
-from danqing.networks.loading import Row, both, identity_rows, without_message
+from danqing.networks.loading import Row, both, identity_rows
+from danqing.networks.of_diffusers import set_attention_backend
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -66,10 +67,7 @@ class FluxTransformer(Transformer):
         from diffusers import FluxTransformer2DModel
 
         transformer = FluxTransformer2DModel.from_config(dict(values))
-        with without_message(
-            "diffusers.models.modeling_utils", "Attention backends are an experimental"
-        ):
-            transformer.set_attention_backend(ATTENTION_BACKEND)
+        set_attention_backend(transformer, ATTENTION_BACKEND)
         transformer.pos_embed = Positions(transformer.pos_embed)
         return transformer
 

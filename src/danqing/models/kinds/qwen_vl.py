@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,6 +12,7 @@ from danqing.errors import CheckpointDamagedError
 from danqing.models import config_tables
 from danqing.models.kinds.base import NetworkKind, count
 from danqing.networks.loading import Row, identity_rows
+from danqing.networks.of_transformers import fill_rotary_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -91,7 +91,7 @@ class QwenVL(NetworkKind):
         whole = Qwen2_5_VLConfig.from_dict(dict(values))
         model = AutoModel.from_config(whole, attn_implementation="sdpa")
         for part in (model.language_model, model.visual):
-            _remake_rotary(part)
+            fill_rotary_tables(part)
         return model
 
     def rows(
@@ -128,22 +128,6 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return name
-
-
-def _remake_rotary(network: Any) -> None:
-    """Make the tables of rotary positions off the meta device: no file holds them."""
-    made: dict[type, Any] = {}
-    for name, module in list(network.named_modules()):
-        kind = type(module)
-        if "inv_freq" not in dict(module.named_buffers(recurse=False)):
-            continue
-        if kind not in made:
-            takes_config = "config" in inspect.signature(kind).parameters  # the tower's not in 4.57
-            head = network.config.hidden_size // getattr(network.config, "num_heads", 1)
-            with torch.device("cpu"):
-                made[kind] = kind(network.config) if takes_config else kind(head // 2)
-        holder, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(holder), leaf, made[kind])
 
 
 class PatchLinear(nn.Module):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from danqing.models import config_tables
 from danqing.models.kinds.base import Transformer, count, shape_of
-from danqing.networks.kernels import choose_by_tensor
+from danqing.networks.of_diffusers import choose_by_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

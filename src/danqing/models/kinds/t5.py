@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from danqing.models import config_tables
-from danqing.models.kinds.base import NetworkKind, attention_of, count, side
+from danqing.models.kinds.base import NetworkKind, count, side
 from danqing.networks.loading import Row
+from danqing.networks.of_transformers import make_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -69,9 +70,7 @@ class T5(NetworkKind):
         """Make transformers' T5EncoderModel."""
         from transformers import T5Config, T5EncoderModel
 
-        config = T5Config.from_dict(dict(values))
-        config._attn_implementation = attention_of(T5EncoderModel)  # noqa: SLF001
-        return T5EncoderModel(config)
+        return make_encoder(T5EncoderModel, T5Config, values)
 
     def rows(
         self,
