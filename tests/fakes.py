@@ -65,6 +65,10 @@ class FakeRunner:
     def memory(self) -> Mapping[str, int]:
         return {}
 
+    @property
+    def stages(self) -> Mapping[str, tuple[str, ...]]:
+        return {}
+
     def paint(
         self,
         request: Request | Resolved,

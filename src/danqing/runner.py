@@ -159,6 +159,10 @@ class Runner(Protocol):
 class Probed(Runner, Protocol):
     """A runner whose tensors can be seen and replaced: on this machine, in this process."""
 
+    @property
+    def stages(self) -> Mapping[str, tuple[str, ...]]:
+        """Components that each stage computes with, in the order of the work."""
+
     def probe(
         self,
         request: Request | Resolved,

@@ -25,8 +25,8 @@ def main(fused: str) -> None:
     from PIL import Image
 
     import danqing
-    from danqing.verify.determinism import record
     from danqing.verify.joints import compare_traces
+    from danqing.verify.runs import record
     from tests import deepgen_toys, toys
 
     found: dict[str, Any] = {}

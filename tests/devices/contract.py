@@ -80,7 +80,7 @@ def traced(
 ) -> Any:
     """Return the trace of a picture."""
     import danqing
-    from danqing.verify.determinism import record
+    from danqing.verify.runs import record
 
     with danqing.open(place, device=device, dtype=dtype, placement=placement) as engine:
         request = engine.spec.resolve(danqing.Request(prompt="a red boat", **settings))

@@ -12,9 +12,9 @@ from PIL import Image
 
 import danqing
 from danqing.arrays import Array
-from danqing.verify.determinism import record
 from danqing.verify.parity import FACTOR, check_parity, prepare_from_trace, report
 from danqing.verify.parity import judge as judge_candidate
+from danqing.verify.runs import record
 from danqing.verify.trace import read_trace
 from tests import faults
 from tests.conftest import run_danqing

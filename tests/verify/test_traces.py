@@ -16,8 +16,9 @@ import danqing
 from danqing.arrays import Array
 from danqing.cli import app
 from danqing.errors import TraceError
-from danqing.verify.determinism import check_determinism, record
+from danqing.verify.determinism import check_determinism
 from danqing.verify.joints import compare_traces
+from danqing.verify.runs import record
 from danqing.verify.trace import Recorder, read_trace
 from tests.conftest import run_danqing
 

@@ -34,7 +34,7 @@ from danqing.files import expand
 from danqing.quantities import size
 from danqing.references import read_references
 from danqing.request import Request, Resolved
-from danqing.verify.determinism import check_determinism, measure_cost, record
+from danqing.verify.determinism import check_determinism, measure_cost
 from danqing.verify.invariance import check_invariance
 from danqing.verify.joints import compare_traces
 from danqing.verify.lpips import lpips as measure_lpips
@@ -46,6 +46,7 @@ from danqing.verify.parity import (
     prepare_from_trace,
     report,
 )
+from danqing.verify.runs import record
 from danqing.verify.trace import Trace, check_about, read_trace
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def _expected(
     # a text encoder reads prompt and negative prompt, and every picture to edit
     others = 2 + len(request.image)
     calls = sum(
-        len(paths) * (request.num_inference_steps if name == "transformer" else others)
+        len(paths) * (request.num_inference_steps if name in engine.stages["denoise"] else others)
         for name, paths in wanted.items()
     )
     each = DESCRIBED + (0 if digests else SAMPLE * 4)

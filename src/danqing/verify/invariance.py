@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from danqing.verify.determinism import run, spent
 from danqing.verify.joints import compare_traces
 from danqing.verify.metrics import compare
 from danqing.verify.parity import judge
+from danqing.verify.runs import run, spent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

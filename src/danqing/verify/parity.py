@@ -25,8 +25,8 @@ import numpy as np
 
 from danqing.arrays import Array
 from danqing.errors import TraceError
-from danqing.verify.determinism import about
 from danqing.verify.metrics import Difference, Statistics, compare, distance, statistics_of
+from danqing.verify.runs import about
 from danqing.verify.trace import Recorder
 
 if TYPE_CHECKING:
@@ -276,6 +276,8 @@ class _Runs:
     reference: Callable[[], Probed]
     request: Resolved
     folder: Path
+    stages: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Components of each stage, known once an engine was opened."""
 
     def run(
         self,
@@ -289,6 +291,7 @@ class _Runs:
     ) -> tuple[Trace, Picture]:
         """Run the request, keep what it computes, and let it go on with a teacher's tensors."""
         engine = opened()
+        self.stages.update(engine.stages)
         with Recorder(self.folder / f"{name}.trace") as recorder:
 
             def probe(name: str, array: Array) -> Array | None:
@@ -300,6 +303,13 @@ class _Runs:
             engine.close()
             return recorder.finish(about(picture)), picture
 
+    def components_of(self, stage: str) -> list[str]:
+        """Return the components that a stage's joints come from, without those used later too."""
+        stages = list(self.stages)
+        later = stages[stages.index(stage) + 1 :]
+        used_later = {name for other in later for name in self.stages[other]}
+        return [name for name in self.stages[stage] if name not in used_later]
+
     def floors(self, truth: Trace, *, inside: Inside | None = None) -> dict[str, float]:
         """Return the floor of each joint: what precision costs there, given the exact inputs."""
         teach = _or_none(truth)
@@ -310,9 +320,6 @@ class _Runs:
 
 
 # --- which layer ---------------------------------------------------------------------------------
-
-_NETWORK = {"decode": ("vae",)}
-"""Components that a stage's joints come from, where they are known; else all are looked into."""
 
 
 @dataclass(kw_only=True)
@@ -336,13 +343,12 @@ class _Layer:
 def _drill(runs: _Runs, candidate: Callable[[], Probed], base: Trace, joint: str) -> _Search:
     """Find the first layer that fails on the way to a joint, and what it was given."""
     stage, _, rest = joint.partition("/")
-    call = int(rest.split("/")[0]) if stage == "denoise" else None
-    parts = ("transformer",) if stage == "denoise" else _NETWORK.get(stage)
+    components = runs.components_of(stage)
+    # a lone denoiser is called once a step; of several, each may skip steps, so all calls count
+    call = int(rest.split("/")[0]) if stage == "denoise" and len(components) == 1 else None
 
     def here(component: str, times: int) -> bool:
-        if parts is not None:
-            return component in parts and times == (call or times)
-        return component not in ("transformer", "vae")
+        return component in components and times == (call or times)
 
     found = _Search(log=[f"{joint} is the first joint beyond its limit"])
     look = partial(_first_inside, runs, candidate, base, log=found.log)
