@@ -378,7 +378,7 @@ def test_bad_command_lines(tmp_path: Path) -> None:
     weak.write_text("short\n")
     for arguments, code, text in (
         (["--host", "0.0.0.0"], 2, "no API key"),
-        (["--api-key-file", weak], 2, "is no key"),
+        (["--api-key-file", weak], 2, "invalid API key"),
         (["--api-key-file", tmp_path / "none"], 2, "cannot be read"),
         (["-m", tmp_path], 3, "danqing: error"),
         (["--journal", tmp_path], 7, "journal cannot be used"),

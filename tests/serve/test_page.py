@@ -108,7 +108,7 @@ def test_paint_choose_again_compare(tab: Tab, tmp_path: Path) -> None:
     page.click("#right")
     page.wait_for_selector("#compared img")
     page.wait_for_function("document.querySelector('#measures').innerText.length > 3")
-    assert "the same pixels" in page.inner_text("#measures")
+    assert "identical pixels" in page.inner_text("#measures")
     page.screenshot(path=tmp_path / "compared.png", full_page=True)
 
 
@@ -149,15 +149,15 @@ def test_languages_and_a_telephone(browser: Any, server: Running, tmp_path: Path
         is_mobile=True, has_touch=True, device_scale_factor=2,
     )  # fmt: skip
     page = phone.page
-    page.get_by_text("描述画面").wait_for()
+    page.get_by_text("提示词", exact=True).wait_for()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.fill("#prompt textarea", "a red circle")
     page.click("#paint")
     page.wait_for_function("document.querySelector('#state').innerText.includes('完成 1 张')")
     page.screenshot(path=tmp_path / "phone.png", full_page=True)
     page.locator("#language label", has_text="English").click()
-    page.get_by_text("What to paint").wait_for()
-    assert page.get_by_text("描述画面").count() == 0
+    page.get_by_text("Prompt", exact=True).wait_for()
+    assert page.get_by_text("提示词").count() == 0
     assert phone.complaints == []
     page.close()
 

@@ -69,21 +69,21 @@ def make_app(service: Service, metrics: Metrics) -> FastAPI:
     """Return the application of a service."""
     app = FastAPI(
         title="danqing", version=__version__, docs_url=None, redoc_url=None,
-        description="Pictures from open models: the images API, and jobs.",
+        description="Images from open models: the images API, and jobs.",
     )  # fmt: skip
     app.state.intake = Intake()
     routes = _Routes(service, metrics, app.state.intake)
-    app.get("/healthz", summary="The process is up.")(routes.health)
-    app.get("/readyz", summary="Models are loaded and devices answer.")(routes.ready)
-    app.get("/metrics", summary="Figures for Prometheus.")(routes.figures)
-    app.get("/v1/models", summary="The models here.")(routes.models)
-    app.get("/v1/models/{model}", summary="One of them.")(routes.model)
-    app.post("/v1/images/generations", summary="Paint pictures.")(routes.generations)
-    app.post(EDITS_PATH, summary="Paint pictures from others.")(routes.edits)
-    app.api_route("/v1/jobs/{job}", methods=["GET", "DELETE"], summary="A job; or give it up.")(
+    app.get("/healthz", summary="Report that the process is up.")(routes.health)
+    app.get("/readyz", summary="Report whether models are loaded and devices answer.")(routes.ready)
+    app.get("/metrics", summary="Metrics for Prometheus.")(routes.figures)
+    app.get("/v1/models", summary="List the models.")(routes.models)
+    app.get("/v1/models/{model}", summary="Describe one model.")(routes.model)
+    app.post("/v1/images/generations", summary="Make images from a prompt.")(routes.generations)
+    app.post(EDITS_PATH, summary="Edit images.")(routes.edits)
+    app.api_route("/v1/jobs/{job}", methods=["GET", "DELETE"], summary="Get or cancel a job.")(
         routes.job
     )
-    app.get("/v1/jobs/{job}/pictures/{number}", summary="One picture.")(routes.picture)
+    app.get("/v1/jobs/{job}/pictures/{number}", summary="Get one image of a job.")(routes.picture)
     app.add_exception_handler(DanqingError, _on_error)
     app.add_exception_handler(RefusedError, _on_refused)
     app.add_exception_handler(HTTPException, _on_http)
@@ -102,11 +102,11 @@ class _Routes:
     # --- the server ----------------------------------------------------------------------------
 
     async def health(self) -> Response:
-        """The process is up."""
+        """Report that the process is up."""
         return JSONResponse({"status": "up"})
 
     async def ready(self) -> Response:
-        """Models are loaded and devices answer."""
+        """Report whether models are loaded and devices answer."""
         ready = await asyncio.to_thread(self._service.answers)
         body = {
             "status": "ready" if ready else self._service.state,
@@ -116,17 +116,17 @@ class _Routes:
         return JSONResponse(body, 200 if ready else 503)
 
     async def figures(self) -> Response:
-        """Figures for Prometheus."""
+        """Return metrics for Prometheus."""
         text = await asyncio.to_thread(self._metrics.text)
         return Response(text, media_type=MEDIA_TYPE)
 
     async def models(self) -> Response:
-        """The models here."""
+        """List the models."""
         rows = [self._describe(name) for name in self._service.specs]
         return JSONResponse({"object": "list", "data": rows})
 
     async def model(self, model: str) -> Response:
-        """One of them."""
+        """Describe one model."""
         name, _ = self._service.runner(model)
         return JSONResponse(self._describe(name))
 
@@ -152,14 +152,14 @@ class _Routes:
     # --- pictures ------------------------------------------------------------------------------
 
     async def generations(self, request: Request) -> Response:
-        """Paint pictures from words."""
+        """Make images from a prompt."""
         self._want(request, _JSON)
         data = await request.body()
         body = read_body(GenerationBody, read_object(data, GenerationBody), from_json=True)
         return await self._answer(request, body, [], hashlib.sha256(data).hexdigest())
 
     async def edits(self, request: Request) -> Response:
-        """Paint pictures from others and words."""
+        """Edit images."""
         self._want(request, "multipart/form-data")
         kind = request.headers["content-type"]
         async with self._intake.turn(request.state.client):
@@ -331,26 +331,26 @@ class _Routes:
     # --- jobs ----------------------------------------------------------------------------------
 
     async def job(self, request: Request, job: str) -> Response:
-        """Where a job is; or give it up: at once if it waits, else before its next step."""
+        """Get a job, or cancel it: at once if it waits, else before its next step."""
         found = await self._find(job, request.state.client)
         if request.method == "DELETE" and not found.ended:
             await asyncio.to_thread(self._service.cancel, found)
         return JSONResponse(answers.job_response(self._service, found))
 
     async def picture(self, job: str, number: str) -> Response:
-        """One picture; whoever knows its address may have it."""
+        """Get one image; its address is the only key to it."""
         found = await self._find(job, None)
         # few digits first: a long number takes time, or cannot be read at all
         short = len(number) <= 2 and number.isascii() and number.isdecimal()  # noqa: PLR2004
         if not short or int(number) >= len(found.pictures):
-            raise HTTPException(404, "the job has no such picture")
+            raise HTTPException(404, "image not found")
         picture = found.pictures[int(number)]
         return Response(picture.data, media_type=MEDIA_TYPES[picture.output_format])
 
     async def _find(self, name: str, client: str | None) -> Job:
         found = await asyncio.to_thread(self._service.job, name, client)
         if found is None:
-            raise HTTPException(404, "there is no such job, or it ended long ago")
+            raise HTTPException(404, "job not found, or it ended long ago")
         return found
 
 
@@ -370,7 +370,7 @@ def _idempotency(request: Request) -> str | None:
     name = request.headers.get("idempotency-key")
     if name is not None and not _IDEMPOTENCY_KEY.fullmatch(name):
         message = (
-            "the Idempotency-Key cannot be used\n"
+            "invalid Idempotency-Key\n"
             f"  seen: {len(name)} characters\n"
             "  allowed: 1 to 256 printable ASCII characters"
         )

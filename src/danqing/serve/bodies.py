@@ -65,46 +65,46 @@ class Body(BaseModel):
     model: Annotated[str | None, Field(description="One of /v1/models; the first if left out.")] = (
         None
     )
-    n: Annotated[int | None, Field(ge=1, le=MAX_PICTURES, description="How many pictures.")] = None
+    n: Annotated[int | None, Field(ge=1, le=MAX_PICTURES, description="Number of images.")] = None
     size: Annotated[
         str | None,
         Field(
-            description="WIDTHxHEIGHT in pixels, or auto: the model's own.",
+            description="WIDTHxHEIGHT in pixels, or auto for the model's own.",
         ),
     ] = None
     response_format: Annotated[
         Literal["b64_json", "url"] | None,
-        Field(description="The picture itself (the default), or where it can be fetched."),
+        Field(description="The image itself (the default), or its address."),
     ] = None
     output_format: Annotated[
-        Literal["png", "jpeg", "webp"] | None, Field(description="Of the file; png if left out.")
+        Literal["png", "jpeg", "webp"] | None, Field(description="File format; png by default.")
     ] = None
     output_compression: Annotated[
-        int | None, Field(ge=0, le=100, description="Quality of jpeg and webp, 100 the best.")
+        int | None, Field(ge=0, le=100, description="Quality of jpeg and webp; 100 is the best.")
     ] = None
     quality: Annotated[
         Literal["auto", "standard"] | None,
-        Field(description="The model's own; num_inference_steps changes it."),
+        Field(description="For compatibility only; num_inference_steps sets the quality."),
     ] = None
     background: Annotated[
-        Literal["auto", "opaque"] | None, Field(description="Pictures are opaque.")
+        Literal["auto", "opaque"] | None,
+        Field(description="Images are opaque."),
     ] = None
     moderation: Annotated[
-        Literal["auto"] | None, Field(description="As /v1/models says of the safety checker.")
+        Literal["auto"] | None,
+        Field(description="See safety_checker of /v1/models."),
     ] = None
     user: Annotated[
         str | None,
-        Field(max_length=256, pattern=PLAIN_TEXT, description="Your user's name; it is logged."),
+        Field(max_length=256, pattern=PLAIN_TEXT, description="Name of your user, for the log."),
     ] = None
-    stream: Annotated[
-        bool | None, Field(description="Answer with server-sent events as it goes on.")
-    ] = None
+    stream: Annotated[bool | None, Field(description="Stream server-sent events.")] = None
     partial_images: Annotated[
         int | None,
-        Field(ge=0, le=MAX_PREVIEWS, description="Previews of each picture; with stream."),
+        Field(ge=0, le=MAX_PREVIEWS, description="Previews of each image; requires stream."),
     ] = None
     progress: Annotated[
-        bool | None, Field(description="An event for each step as well; with stream.")
+        bool | None, Field(description="Send an event for each step; requires stream.")
     ] = None
 
 
@@ -231,7 +231,7 @@ def read_size(text: str | None, most: int) -> dict[str, int]:
         most: pixels of a side.
 
     Raises:
-        RequestError: it is none.
+        RequestError: invalid size.
     """
     if text in (None, "auto"):
         return {}
@@ -239,7 +239,7 @@ def read_size(text: str | None, most: int) -> dict[str, int]:
     sides = [int(one) for one in match.groups()] if match else [0]
     if not all(MIN_SIDE <= side <= most for side in sides):
         raise RequestError(
-            "the size cannot be used",
+            "invalid size",
             seen=text,
             allowed=f"auto, or WIDTHxHEIGHT, each side of {MIN_SIDE} to {most} pixels",
             setting="size",

@@ -136,12 +136,12 @@ def read_form(
         elif part.is_file:
             _refuse_file(part.name)
         elif part.name in fields:
-            raise RequestError(f"{part.name} is given twice", setting=part.name)
+            raise RequestError(f"duplicate {part.name}", setting=part.name)
         else:
             fields[part.name] = _read_text(part)
     if not 1 <= len(files) <= MAX_IMAGES:
         raise RequestError(
-            "image is missing" if not files else "there are too many images",
+            "image is missing" if not files else "too many images",
             seen=len(files),
             allowed=f"1 to {MAX_IMAGES}",
             setting="image",

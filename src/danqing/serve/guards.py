@@ -94,7 +94,7 @@ def read_keys(place: Path) -> dict[str, str]:
     try:
         lines = expand(place).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError("the file of keys cannot be read", seen=f"{place}: {error}") from error
+        raise RequestError("the key file cannot be read", seen=f"{place}: {error}") from error
     keys: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         words = line.split("#")[0].split()
@@ -102,15 +102,15 @@ def read_keys(place: Path) -> dict[str, str]:
             continue
         if len(words) > 2 or len(words[-1]) < MIN_KEY or not words[-1].isascii():  # noqa: PLR2004
             raise RequestError(
-                "a line of the file of keys is no key",
+                "invalid API key in the key file",
                 seen=f"{place}, line {number}",
-                allowed=f"a key of at least {MIN_KEY} ASCII characters, a name before it if you "
-                "like; # begins a remark",
+                allowed=f"a key of at least {MIN_KEY} ASCII characters, optionally after a "
+                "name; # begins a comment",
                 hint='python -c "import secrets; print(secrets.token_urlsafe())" makes one',
             )
         keys[words[-1]] = words[0] if len(words) > 1 else f"key-{len(keys) + 1}"
     if not keys:
-        raise RequestError("the file of keys has none", seen=place)
+        raise RequestError("the key file has no key", seen=place)
     return keys
 
 

@@ -60,7 +60,7 @@ def _read_fields(text: str, place: int, kind: type[Body]) -> tuple[dict[str, Sca
         if name not in kind.model_fields:
             raise unknown_parameter(name, kind)
         if name in fields:
-            raise RequestError(f"{name} is given twice", setting=name)
+            raise RequestError(f"duplicate {name}", setting=name)
         place = _skip(text, place)
         if not text.startswith(":", place):
             raise _invalid_json(_where(text, place))
@@ -105,7 +105,7 @@ def _read_value(text: str, place: int, name: str) -> tuple[Scalar, int]:
         return _read_string(text, place, name)
     if first in ("{", "["):
         raise RequestError(
-            f"{name} cannot be used",
+            f"invalid {name}",
             seen="an object" if first == "{" else "an array",
             allowed="a string, a number, true, false or null",
             setting=name,
@@ -118,7 +118,7 @@ def _read_value(text: str, place: int, name: str) -> tuple[Scalar, int]:
         raise _invalid_json(_where(text, place))
     if match.end() - place > _MAX_DIGITS:  # converting takes time by the square of the digits
         raise RequestError(
-            f"{name} cannot be used",
+            f"invalid {name}",
             seen=f"a number of {match.end() - place} characters",
             allowed=f"at most {_MAX_DIGITS}",
             setting=name,

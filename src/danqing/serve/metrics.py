@@ -46,7 +46,7 @@ class Metrics:
         )  # fmt: skip
         self._jobs = Counter("danqing_jobs", "Jobs that ended.", ["state"], registry=self.registry)
         self._pictures = Counter(
-            "danqing_pictures", "Finished pictures.", ["model"], registry=self.registry
+            "danqing_pictures", "Finished images.", ["model"], registry=self.registry
         )
         self._stages = Histogram(
             "danqing_stage_seconds", "Seconds of a stage.", ["stage"], buckets=_SECONDS,
@@ -91,7 +91,7 @@ class _Watch(Collector):
         """Yield the figures of this moment."""
         now = self._gauges()
         yield GaugeMetricFamily("danqing_queue_depth", "Jobs that wait.", now.queue)
-        yield GaugeMetricFamily("danqing_running", "Jobs being painted.", now.running)
+        yield GaugeMetricFamily("danqing_running", "Jobs under way.", now.running)
         memory = GaugeMetricFamily(
             "danqing_device_memory_bytes", "Memory of a device.", labels=["device", "kind"]
         )

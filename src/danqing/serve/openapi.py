@@ -112,34 +112,34 @@ def _edit_body(specs: Mapping[str, Any], service: Service) -> dict[str, Any]:
 def _responses(path: str) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     fine: dict[str, Any] = {_JSON: {"schema": {"type": "object"}}}
-    codes = {"401": "No key, or a wrong one."}
+    codes = {"401": "Missing or wrong API key."}
     found: dict[str, Any] = {}
     if path == "/metrics":
         fine = {"text/plain": {"schema": {"type": "string"}}}
     elif path.startswith("/v1/images"):
         fine = {_JSON: {"schema": _PICTURES}, _STREAM: {"schema": _EVENT}}
         codes |= {
-            "400": "The request cannot be.", "404": "No such model.", "408": "It came too slowly.",
+            "400": "Invalid request.", "404": "Unknown model.", "408": "The request was too slow.",
             "409": "The Idempotency-Key stands for another request, or the job was cancelled.",
             "413": "The body is too large: 1 MiB of JSON, 64 MiB of a form.",
-            "415": "It is of another kind.",
-            "429": "Too much waits: try again after Retry-After seconds.",
+            "415": "Unsupported media type.",
+            "429": "Too many jobs: retry after Retry-After seconds.",
             "421": "The Host header is not a name of this server.",
-            "500": "The picture broke.", "503": "The server is starting or being stopped.",
-            "504": "It was not finished in time.", "507": "The device ran out of memory.",
+            "500": "The image is broken.", "503": "The server is starting or shutting down.",
+            "504": "The images were not finished in time.", "507": "The device ran out of memory.",
         }  # fmt: skip
         found["202"] = {
             "description": "Accepted, with Prefer: respond-async.",
             "content": {_JSON: {"schema": {"type": "object"}}},
         }
     elif path == "/readyz":
-        found["503"] = {"description": "Not yet, or no more.", "content": fine}
+        found["503"] = {"description": "Not ready.", "content": fine}
     elif "{" in path:
-        codes["404"] = "There is none."
+        codes["404"] = "Not found."
         if path.startswith("/v1/jobs"):
             codes |= {
                 "500": "The journal cannot be read.",
-                "503": "The journal is busy, or the server is being stopped.",
+                "503": "The journal is busy, or the server is shutting down.",
             }
         if path.endswith("{number}"):
             raw = {"schema": {"type": "string", "format": "binary"}}

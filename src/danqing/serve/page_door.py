@@ -84,9 +84,9 @@ class Door:
     def _own(self, session: str, client: str) -> None:
         """See that a session is this client's, or give it to it."""
         if not _SESSION.fullmatch(session):
-            raise RefusedError(400, "the session has no valid name", "invalid_value", closes=False)
+            raise RefusedError(400, "invalid session name", "invalid_value", closes=False)
         if self._owners.setdefault(session, client) != client:
-            raise RefusedError(403, "the session is another client's", "forbidden", closes=False)
+            raise RefusedError(403, "the session is of another client", "forbidden", closes=False)
         mine = self._sessions.setdefault(client, OrderedDict())
         mine[session] = None
         mine.move_to_end(session)
@@ -109,7 +109,7 @@ class Door:
 def _read_session(body: bytes, functions: int) -> str:
     """Return the name of the session in a body that the page sends."""
     if body.count(b"[") + body.count(b"{") > _MAX_NESTED:
-        raise RefusedError(400, "the body is nested too much", "invalid_value", closes=False)
+        raise RefusedError(400, "the body is nested too deeply", "invalid_value", closes=False)
     try:
         found = json.loads(body)
         if b"\\u" in body:
@@ -121,7 +121,7 @@ def _read_session(body: bytes, functions: int) -> str:
         return ""
     number = found.get("fn_index")
     if number is not None and not (isinstance(number, int) and 0 <= number < functions):
-        raise RefusedError(400, "the page has no such function", "invalid_value", closes=False)
+        raise RefusedError(400, "unknown function of the page", "invalid_value", closes=False)
     session = found.get("session_hash")
     return session if isinstance(session, str) else ""
 

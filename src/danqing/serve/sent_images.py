@@ -64,7 +64,7 @@ def read_image(data: bytes | memoryview, name: str, most: int = MAX_PIXELS_IN_AL
     except Images.DecompressionBombError as error:
         raise _bad(name, escape(str(error)[:200]), f"{MAX_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
-        raise _bad(name, f"{len(data)} bytes of no such format", "PNG, JPEG, WebP") from error
+        raise _bad(name, f"{len(data)} bytes of another format", "PNG, JPEG, WebP") from error
     except RequestError as error:
         if error.setting:
             raise
@@ -103,4 +103,4 @@ def _check_end(kind: str | None, data: bytes, name: str) -> None:
 
 
 def _bad(name: str, seen: str, allowed: str) -> RequestError:
-    return RequestError("an image cannot be used", seen=seen, allowed=allowed, setting=name)
+    return RequestError("invalid image", seen=seen, allowed=allowed, setting=name)

@@ -235,8 +235,8 @@ def _listen(address: Address) -> socket.socket:
         listener.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         raise RequestError(
-            "the address cannot be listened at",
+            "cannot listen at this address",
             seen=f"{address.host}:{address.port}: {error}",
-            hint="another --port, or 0 for any that is free",
+            hint="choose another --port, or 0 for a free one",
         ) from error
     return listener

@@ -146,7 +146,7 @@ class Service:
                 self._queue.append(job)
                 self._change.notify_all()
         if not served:
-            self._end(job, "failed", RequestError("its model is no longer served"))
+            self._end(job, "failed", RequestError("the model is no longer served"))
         return job
 
     def close(self) -> None:
