@@ -61,7 +61,8 @@ def test_every_package_row_exists() -> None:
     for package in models.FAMILIES.values():
         found = importlib.import_module(package)
         assert callable(found.identify)
-        assert callable(found.open_model)
+        module, _, name = found.MODEL.partition(":")
+        assert getattr(importlib.import_module(module), name).slots == found.SLOTS
 
 
 # --- imports in a circle -------------------------------------------------------------------------

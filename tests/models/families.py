@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests import deepgen_reference, deepgen_toys, toys
+from tests import deepgen_reference, deepgen_toys, sd3_toys, toys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +78,21 @@ def deepgen_reference_image(folder: Path, request: Resolved, noise: torch.Tensor
     return levels.permute(1, 2, 0).numpy().astype(np.uint8)
 
 
+def sd3_reference(folder: Path, request: Resolved, noise: torch.Tensor) -> Pixels:
+    """Run diffusers' StableDiffusion3Pipeline."""
+    image = sd3_toys.open_with_diffusers(folder)(
+        request.prompt,
+        negative_prompt=request.negative_prompt,
+        height=request.height,
+        width=request.width,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        max_sequence_length=request.max_sequence_length,
+        latents=noise,
+    ).images[0]
+    return np.asarray(image)
+
+
 def write_dev(folder: Path) -> Path:
     """Write a FLUX.1-dev, which takes a guidance scale."""
     return toys.write_diffusers(folder, guided=True, seed=1)
@@ -96,5 +111,9 @@ ROWS = (
         family="deepgen", name="deepgen", toy=deepgen_toys.write,
         reference=deepgen_reference_image, levels=1, noise=(1, 16, 8, 12),
         unknown=("max_sequence_length", 128),
+    ),
+    FamilyRow(
+        family="sd3", name="sd3.5-medium", toy=sd3_toys.write, reference=sd3_reference, levels=0,
+        noise=(1, 16, 8, 12), unknown=("resize", "stretch"),
     ),
 )  # fmt: skip

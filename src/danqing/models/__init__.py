@@ -33,10 +33,14 @@ __all__ = [
     "slots_of",
 ]
 
-FAMILIES = {"flux1": "danqing.models.flux", "deepgen": "danqing.models.deepgen"}
+FAMILIES = {
+    "flux1": "danqing.models.flux",
+    "deepgen": "danqing.models.deepgen",
+    "sd3": "danqing.models.sd3",
+}
 """Package of each family. Without torch it has `SLOTS`, `PIPELINE` (the class of its pipeline in a
-model_index.json), `identify(checkpoint) -> ModelSpec | None` and `spec()` of its plainest kind; and
-`open_model(checkpoint, spec) -> Model`."""
+model_index.json), `MODEL` (module and class of its `Model`), `spec()` of its plainest kind, and
+`identify(checkpoint) -> ModelSpec | None`."""
 
 
 def open_checkpoint(
@@ -187,7 +191,8 @@ def slots_of(spec: ModelSpec) -> tuple[Slot, ...]:
 
 def make_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
     """Return the model, nothing of it checked or read yet."""
-    model: Model = _package(spec.family).open_model(checkpoint, spec)
+    module, _, name = _package(spec.family).MODEL.partition(":")
+    model: Model = getattr(importlib.import_module(module), name)(checkpoint, spec)
     return model
 
 

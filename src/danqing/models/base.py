@@ -13,6 +13,8 @@ from danqing.validation import allowed_values
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from danqing.weights import Component
+
 RANDOM_SEED_BITS = 32
 _ALWAYS = frozenset({"prompt", "seed", "num_images_per_prompt"})
 """Settings that every model takes."""
@@ -106,6 +108,12 @@ class ModelSpec:
                 hint=f"leave out --{name.replace('_', '-')}",
                 setting=name,
             )
+
+
+def stated(part: Component | None, key: str, most: int) -> int | None:
+    """Return a whole number that a component's config states, from 1 to `most`; or None."""
+    value = (part.config or {}).get(key) if part is not None else None
+    return value if type(value) is int and 0 < value <= most else None
 
 
 def _resolved(request: Request, *, notes: tuple[str, ...], seed_is_random: bool) -> Resolved:

@@ -34,13 +34,15 @@ class Components(ABC):
 
     Attributes:
         slots: its components, and what each one is for.
-        own_kinds: kinds of network that only this family has.
+        own_kinds: kinds of network that only this family has, or has in its own way.
+        known_values: of configs by component, for files that came without one.
         spec: what it is.
         checkpoint: where its weights are.
     """
 
     slots: ClassVar[tuple[Slot, ...]]
     own_kinds: ClassVar[Mapping[str, NetworkKind]] = {}
+    known_values: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         """Keep what is needed to make the networks; nothing is read."""
@@ -58,9 +60,9 @@ class Components(ABC):
     def fits(self) -> Iterable[tuple[str, str, int, int]]:
         """Yield the widths that must agree: component, what it gives, channels, channels wanted."""
 
-    def assumed(self, component: str) -> Mapping[str, Any]:  # noqa: ARG002
+    def assumed(self, component: str) -> Mapping[str, Any]:
         """Return values of a config that the family knows, for files that came without one."""
-        return {}
+        return self.known_values.get(component, {})
 
     def assumptions(self) -> tuple[str, ...]:
         """Return what the files do not say and was filled in from knowledge of the architecture."""
@@ -321,8 +323,8 @@ class Components(ABC):
             self._tokenizers[name] = tokenizers.open_tokenizer(kind, self.tokenizer_files(name))
         return self._tokenizers[name]
 
-    def tokenize(self, encoder: str, text: str, length: int) -> tuple[torch.Tensor, int]:
-        """Return the tokens of a text, padded and cut to a length, and how many are not padding.
+    def tokenize(self, encoder: str, text: str, length: int) -> torch.Tensor:
+        """Return the tokens of a text, padded and cut to a length.
 
         Returns:
             (1, length), int64, on the CPU.
@@ -339,7 +341,8 @@ class Components(ABC):
             return_tensors="pt",
         )
         self.check_ids(encoder, encoded.input_ids)
-        return encoded.input_ids, int(encoded.attention_mask.sum())
+        ids: torch.Tensor = encoded.input_ids
+        return ids
 
     def check_ids(self, encoder: str, ids: torch.Tensor) -> None:
         """See that an encoder knows every token its tokenizer gave.

@@ -52,6 +52,39 @@ class Tokens:
     pixels_read: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """What a prompt became; under guidance, the second row is the negative prompt's.
+
+    Attributes:
+        prompt_embeds: the context the denoiser reads, (rows, tokens, width), padding included.
+        pooled_embeds: one vector for the whole prompt, (rows, width).
+    """
+
+    prompt_embeds: torch.Tensor
+    pooled_embeds: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images computed together.
+
+    Attributes:
+        request: what is asked.
+        drawn: from `Model.draw`, one entry an image.
+        timesteps: of the steps, 1000 down to 0, float32, on the denoiser's device.
+    """
+
+    request: Resolved
+    drawn: Sequence[Sequence[torch.Tensor]]
+    timesteps: torch.Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of images."""
+        return len(self.drawn)
+
+
 class Model(Components):
     """One opened model; its weights are read by `build`, component by component.
 
@@ -62,7 +95,7 @@ class Model(Components):
     """
 
     encode_reads: ClassVar[tuple[str, ...]]
-    conditioning: ClassVar[type]
+    conditioning: ClassVar[type] = Conditioning
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         """Keep what is needed to make the networks; nothing is read."""
@@ -83,22 +116,13 @@ class Model(Components):
         """
 
     @abstractmethod
-    def predictor(
-        self,
-        modules: Modules,
-        told: Any,
-        drawn: Sequence[Sequence[torch.Tensor]],
-        request: Resolved,
-        timesteps: torch.Tensor,
-    ) -> flow.Predictor:
+    def predictor(self, modules: Modules, conditioning: Any, batch: Batch) -> flow.Predictor:
         """Return what predicts velocities for a batch of images.
 
         Args:
             modules: the stage's components, all on one device.
-            told: conditioning, on that device.
-            drawn: from `draw`, one entry an image.
-            request: what is asked.
-            timesteps: of the steps, 1000 down to 0, float32.
+            conditioning: from `encode`, on that device.
+            batch: the images.
         """
 
     def pack(self, latents: torch.Tensor) -> torch.Tensor:
@@ -226,7 +250,8 @@ class Model(Components):
         noise = torch.cat([first for first, *_ in drawn]).to(context.dtype)
         latents = self.pack(noise).to(denoiser.device)
         scheduler = self._schedule_of(request, denoiser.device)
-        predictor = self.predictor(modules, told, drawn, request, scheduler.timesteps)
+        batch = Batch(request=request, drawn=drawn, timesteps=scheduler.timesteps)
+        predictor = self.predictor(modules, told, batch)
         velocity = predictor.velocity
         if len(context) > 1:
             velocity = flow.guided(velocity, request.guidance_scale)
@@ -273,6 +298,12 @@ class Model(Components):
         scaled = (latents / scale + shift).to(vae.device, vae.dtype)
         pixels: torch.Tensor = vae.decode(scaled, return_dict=False)[0]
         return pixels
+
+
+def prompts_of(request: Resolved) -> list[str]:
+    """Return the prompt and, where guidance leads away from it, the negative prompt."""
+    guided = request.guidance_scale > 1
+    return [request.prompt, request.negative_prompt] if guided else [request.prompt]
 
 
 def _moved(conditioning: Any, device: torch.device) -> Any:

@@ -21,7 +21,7 @@ STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
 """In the order of the work."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Slot:
     """One use of a component.
 

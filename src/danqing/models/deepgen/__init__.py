@@ -10,25 +10,25 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from danqing.errors import NoEffectError, RequestError
-from danqing.models.base import ModelSpec
+from danqing.models.base import ModelSpec, stated
 from danqing.models.slots import Slot
 
 if TYPE_CHECKING:
-    from danqing.models.model import Model
     from danqing.references import Reference
     from danqing.request import Request, Resolved
     from danqing.weights import Checkpoint
 
 FAMILY = "deepgen"
 SLOTS = (
-    Slot(name="vlm", kind="qwen_vl", role="text encoder", stage="encode", tokenizer="tokenizer"),
-    Slot(name="connector", kind="deepgen_connector", role="connector", stage="encode"),
-    Slot(name="transformer", kind="sd3_transformer", role="denoiser", stage="denoise"),
-    Slot(name="vae", kind="kl", role="decoder", stage="decode"),
-    Slot(name="vae", kind="kl", role="image encoder", stage="encode", setting="image"),
-    Slot(name="tokenizer", kind="qwen2_tokenizer", role="tokenizer"),
-    Slot(name="scheduler", kind="flow_match_euler", role="schedule", required=False),
+    Slot("vlm", "qwen_vl", "text encoder", "encode", tokenizer="tokenizer"),
+    Slot("connector", "deepgen_connector", "connector", "encode"),
+    Slot("transformer", "sd3_transformer", "denoiser", "denoise"),
+    Slot("vae", "kl", "decoder", "decode"),
+    Slot("vae", "kl", "image encoder", "encode", setting="image"),
+    Slot("tokenizer", "qwen2_tokenizer", "tokenizer"),
+    Slot("scheduler", "flow_match_euler", "schedule", required=False),
 )
+MODEL = "danqing.models.deepgen.model:DeepGenModel"
 PIPELINE = "DeepGenPipeline"
 """Class of its pipeline in a model_index.json."""
 MULTIPLE = 32
@@ -57,8 +57,7 @@ def identify(checkpoint: Checkpoint) -> ModelSpec | None:
     if "connector" not in checkpoint.components:
         return None
     transformer = checkpoint.component("transformer")
-    rows = (transformer.config or {}).get("pos_embed_max_size")
-    return spec(rows if type(rows) is int and 0 < rows <= _MAX_ROWS else None)
+    return spec(stated(transformer, "pos_embed_max_size", _MAX_ROWS))
 
 
 def spec(rows: int | None = None) -> DeepGenSpec:
@@ -88,13 +87,6 @@ def spec(rows: int | None = None) -> DeepGenSpec:
         limits={"height": largest, "width": largest},
         extras=frozenset({"image", "resize", "reference_latent"}),
     )
-
-
-def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
-    """Return the model; nothing is read from its weights yet."""
-    from danqing.models.deepgen.model import DeepGenModel
-
-    return DeepGenModel(checkpoint, spec)
 
 
 @dataclass(frozen=True, kw_only=True)

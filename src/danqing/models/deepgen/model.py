@@ -22,7 +22,7 @@ from danqing.models.deepgen import SLOTS, configs, fitted_size, language, prompt
 from danqing.models.deepgen.connector import ConnectorKind
 from danqing.models.deepgen.transformer import predict
 from danqing.models.kinds import kl
-from danqing.models.model import Model, Tokens
+from danqing.models.model import Model, Tokens, prompts_of
 from danqing.weights.deepgen_pt import LAYOUT as DEEPGEN_PT
 from danqing.weights.json_file import read_json
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from danqing.models.kinds.base import NetworkKind
-    from danqing.models.model import Modules
+    from danqing.models.model import Batch, Modules
     from danqing.models.slots import Slot
     from danqing.references import Reference
     from danqing.request import Resolved
@@ -66,6 +66,7 @@ class DeepGenModel(Model):
 
     slots: ClassVar[tuple[Slot, ...]] = SLOTS
     own_kinds: ClassVar[Mapping[str, NetworkKind]] = {"deepgen_connector": ConnectorKind()}
+    known_values: ClassVar[Mapping[str, Mapping[str, Any]]] = {"scheduler": SCHEDULE}
     conditioning: ClassVar[type] = Conditioning
     encode_reads: ClassVar[tuple[str, ...]] = (
         "prompt", "negative_prompt", "image", "resize", "height", "width", "guidance_scale",
@@ -119,10 +120,6 @@ class DeepGenModel(Model):
                 hint="get the folder vlm/ of the release of March 2026 or later",
             )
 
-    def assumed(self, component: str) -> Mapping[str, Any]:
-        """Return the schedule of SD3.5-medium, which the weights may lack."""
-        return SCHEDULE if component == "scheduler" else {}
-
     def assumptions(self) -> tuple[str, ...]:
         """Say what the files left open."""
         found = []
@@ -172,7 +169,7 @@ class DeepGenModel(Model):
         image_token = self._image_token if counts else -1
         queries = connector.meta_queries.to(vlm.device)
         read = []
-        for ids in rows if _is_guided(request) else rows[:1]:
+        for ids in rows[: len(prompts_of(request))]:
             embeds = language.embed(vlm, ids, image_token, features, queries)
             places = prompts.positions(ids, image_token, grids, len(connector.meta_queries))
             read.append(language.states(vlm, embeds, places))
@@ -202,7 +199,7 @@ class DeepGenModel(Model):
             image=self.image_tokens(request.height, request.width),
             references=sum(self.image_tokens(*size) for size in sizes),
             encoders={"vlm": text},
-            rows=2 if _is_guided(request) else 1,
+            rows=len(prompts_of(request)),
             pixels_read=max((height * width for height, width in sizes), default=0),
         )
 
@@ -223,19 +220,15 @@ class DeepGenModel(Model):
         return flow.draw(seed, [self.latent_shape(*size) for size in sizes])
 
     def predictor(
-        self,
-        modules: Modules,
-        told: Conditioning,
-        drawn: Sequence[Sequence[torch.Tensor]],
-        request: Resolved,  # noqa: ARG002
-        timesteps: torch.Tensor,
+        self, modules: Modules, conditioning: Conditioning, batch: Batch
     ) -> flow.Predictor:
         """Call the transformer with latents, and the images to edit as more tokens."""
-        transformer, count = modules["transformer"], len(drawn)
-        context, pooled = (flow.in_rows(one, count) for one in (told.context, told.pooled))
-        references = [self._reference_latents(told, draws) for _, *draws in drawn]
-        references *= len(told.context)
-        times = [timestep.float().expand(len(context)) for timestep in timesteps]
+        transformer = modules["transformer"]
+        context = flow.in_rows(conditioning.context, batch.size)
+        pooled = flow.in_rows(conditioning.pooled, batch.size)
+        references = [self._reference_latents(conditioning, draws) for _, *draws in batch.drawn]
+        references *= len(conditioning.context)
+        times = [timestep.float().expand(len(context)) for timestep in batch.timesteps]
 
         def velocity(latents: torch.Tensor, step: int) -> torch.Tensor:
             rows = predict(transformer, [*latents], references, [*context], pooled, times[step])
@@ -330,10 +323,6 @@ class DeepGenModel(Model):
                 allowed="the tokenizer of Qwen2.5-VL",
             )
         return int(ids[0])
-
-
-def _is_guided(request: Resolved) -> bool:
-    return request.guidance_scale > 1
 
 
 def _posterior(vae: Any, picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,12 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from danqing.errors import UnknownModelError
-from danqing.models.base import ModelSpec
+from danqing.models.base import ModelSpec, stated
 from danqing.models.slots import Slot
 from danqing.request import MAX_SIDE
 
 if TYPE_CHECKING:
-    from danqing.models.model import Model
     from danqing.weights import Checkpoint, Component
 
 FAMILY = "flux1"
@@ -22,22 +21,15 @@ MAX_TOKENS = 512
 """What T5 was trained with here; diffusers refuses more too."""
 
 SLOTS = (
-    Slot(
-        name="text_encoder", kind="clip", role="text encoder", stage="encode", tokenizer="tokenizer"
-    ),
-    Slot(
-        name="text_encoder_2",
-        kind="t5",
-        role="text encoder",
-        stage="encode",
-        tokenizer="tokenizer_2",
-    ),
-    Slot(name="transformer", kind="flux_transformer", role="denoiser", stage="denoise"),
-    Slot(name="vae", kind="kl", role="decoder", stage="decode"),
-    Slot(name="tokenizer", kind="clip_tokenizer", role="tokenizer"),
-    Slot(name="tokenizer_2", kind="t5_tokenizer", role="tokenizer"),
-    Slot(name="scheduler", kind="flow_match_euler", role="schedule", required=False),
+    Slot("text_encoder", "clip", "text encoder", "encode", tokenizer="tokenizer"),
+    Slot("text_encoder_2", "t5", "text encoder", "encode", tokenizer="tokenizer_2"),
+    Slot("transformer", "flux_transformer", "denoiser", "denoise"),
+    Slot("vae", "kl", "decoder", "decode"),
+    Slot("tokenizer", "clip_tokenizer", "tokenizer"),
+    Slot("tokenizer_2", "t5_tokenizer", "tokenizer"),
+    Slot("scheduler", "flow_match_euler", "schedule", required=False),
 )
+MODEL = "danqing.models.flux.model:FluxModel"
 PIPELINE = "FluxPipeline"
 """Class of its pipeline in a model_index.json."""
 
@@ -61,13 +53,6 @@ def identify(checkpoint: Checkpoint) -> ModelSpec:
     guided = _GUIDANCE[transformer.style] in transformer.entries
     found = spec(guided=guided, multiple=_size_multiple(checkpoint))
     return replace(found, **_own_measures(checkpoint, found))
-
-
-def open_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:
-    """Return the model; nothing is read from its weights yet."""
-    from danqing.models.flux.model import FluxModel
-
-    return FluxModel(checkpoint, spec)
 
 
 def spec(*, guided: bool = False, multiple: int = 16) -> ModelSpec:
@@ -110,13 +95,11 @@ def _own_measures(checkpoint: Checkpoint, found: ModelSpec) -> dict[str, Any]:
     The released weights say 1024 pixels and 512 tokens.
     """
     defaults, limits = dict(found.defaults), dict(found.limits)
-    vae = checkpoint.components.get("vae")
-    side = (vae.config or {}).get("sample_size") if vae is not None else None
-    if type(side) is int and 0 < side <= MAX_SIDE:
+    components = checkpoint.components
+    if side := stated(components.get("vae"), "sample_size", MAX_SIDE):
         defaults |= {"height": side, "width": side}
-    tokenizer = checkpoint.components.get("tokenizer_2")
-    tokens = (tokenizer.config or {}).get("model_max_length") if tokenizer is not None else None
-    if type(tokens) is int and 0 < tokens < MAX_TOKENS:
+    tokens = stated(components.get("tokenizer_2"), "model_max_length", MAX_TOKENS)
+    if tokens:
         defaults["max_sequence_length"] = min(tokens, defaults["max_sequence_length"])
         limits["max_sequence_length"] = tokens
     return {"defaults": defaults, "limits": limits}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -10,12 +9,12 @@ import torch
 from danqing.models import flow
 from danqing.models.flux import SLOTS, sampling
 from danqing.models.kinds import clip, t5
-from danqing.models.model import Model, Tokens
+from danqing.models.model import Conditioning, Model, Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
-    from danqing.models.model import Modules
+    from danqing.models.model import Batch, Modules
     from danqing.models.slots import Slot
     from danqing.request import Resolved
 
@@ -24,24 +23,10 @@ VAE_SCALE, VAE_SHIFT = 0.3611, 0.1159
 """Of the FLUX.1 autoencoder: latents = scale * (z - shift). BFL, flux/util.py."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conditioning:
-    """What the prompt became.
-
-    Attributes:
-        prompt_embeds: T5's last hidden state, (1, tokens, 4096), padding included.
-        pooled_embeds: CLIP's pooled state, (1, 768).
-    """
-
-    prompt_embeds: torch.Tensor
-    pooled_embeds: torch.Tensor
-
-
 class FluxModel(Model):
     """A FLUX.1 of any kind and size."""
 
     slots: ClassVar[tuple[Slot, ...]] = SLOTS
-    conditioning: ClassVar[type] = Conditioning
     encode_reads: ClassVar[tuple[str, ...]] = ("prompt", "max_sequence_length")
 
     def fits(self) -> Iterable[tuple[str, str, int, int]]:
@@ -90,25 +75,20 @@ class FluxModel(Model):
         clip_l, t5_xxl = modules["text_encoder"], modules["text_encoder_2"]
         dtype, limit = clip_l.dtype, request.max_sequence_length
         length = min(clip.TOKENS, clip_l.config.max_position_embeddings)
-        clip_ids, _ = self.tokenize("text_encoder", request.prompt, length)
-        t5_ids, used = self.tokenize("text_encoder_2", request.prompt, limit)
+        clip_ids = self.tokenize("text_encoder", request.prompt, length)
+        t5_ids = self.tokenize("text_encoder_2", request.prompt, limit)
         pooled = clip_l(clip_ids.to(clip_l.device), output_hidden_states=False).pooler_output
         embeds = t5_xxl(t5_ids.to(t5_xxl.device), output_hidden_states=False)[0]
         conditioning = Conditioning(prompt_embeds=embeds.to(dtype), pooled_embeds=pooled.to(dtype))
         tokenizer = self.tokenizer("text_encoder_2")
-        return conditioning, t5.reading_notes(tokenizer, request.prompt, used=used, limit=limit)
+        return conditioning, t5.reading_notes(tokenizer, request.prompt, limit)
 
     def predictor(
-        self,
-        modules: Modules,
-        told: Conditioning,
-        drawn: Sequence[Sequence[torch.Tensor]],
-        request: Resolved,
-        timesteps: torch.Tensor,
+        self, modules: Modules, conditioning: Conditioning, batch: Batch
     ) -> flow.Predictor:
         """Call the transformer with packed latents, position ids and, of a dev type, guidance."""
-        transformer, count = modules["transformer"], len(drawn)
-        embeds = told.prompt_embeds
+        transformer, count, request = modules["transformer"], batch.size, batch.request
+        embeds = conditioning.prompt_embeds
         device, dtype, host = embeds.device, embeds.dtype, torch.device("cpu")
         _, _, height, width = self.latent_shape(request.height, request.width)
         text_ids = sampling.text_ids(embeds.shape[1], host)
@@ -119,7 +99,7 @@ class FluxModel(Model):
             guidance = torch.full(
                 (count,), request.guidance_scale, dtype=torch.float32, device=device
             )
-        pooled = told.pooled_embeds.repeat(count, 1)
+        pooled = conditioning.pooled_embeds.repeat(count, 1)
         constant = {
             "encoder_hidden_states": embeds.repeat(count, 1, 1),
             "pooled_projections": pooled,
@@ -128,7 +108,7 @@ class FluxModel(Model):
             "img_ids": image_ids.to(device),
             "return_dict": False,
         }
-        times = [one.expand(count).to(dtype) / 1000 for one in timesteps]
+        times = [one.expand(count).to(dtype) / 1000 for one in batch.timesteps]
         scales = [] if guidance is None else [guidance]
 
         def velocity(latents: torch.Tensor, step: int) -> torch.Tensor:

@@ -12,6 +12,8 @@ from danqing.networks.of_transformers import make_encoder
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    import torch
+
     from danqing.weights import Component
 
 TOKENS = 77
@@ -102,6 +104,19 @@ class ClipWithProjection(Clip):
         from transformers import CLIPTextModelWithProjection
 
         return _made(CLIPTextModelWithProjection, values)
+
+    def read(
+        self, encoder: Any, ids: torch.Tensor, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the second last states, (1, tokens, width), and the projected one, (1, width).
+
+        Args:
+            encoder: transformers' CLIPTextModelWithProjection.
+            ids: of the tokens.
+            device: where the two are put.
+        """
+        out = encoder(ids.to(encoder.device), output_hidden_states=True)
+        return out.hidden_states[-2].to(device), out.text_embeds.to(device)
 
 
 def _made(network: Any, values: Mapping[str, Any]) -> Any:

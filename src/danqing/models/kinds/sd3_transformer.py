@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from danqing.models import config_tables
+from danqing.models import config_tables, flow
 from danqing.models.kinds.base import Transformer, count, shape_of
 from danqing.networks.of_diffusers import choose_by_tensor
 
@@ -77,3 +77,29 @@ class SD3Transformer(Transformer):
         """
         attention = 4 * int(config.num_layers) * self.width(config) * tokens**2
         return elements * tokens + attention
+
+
+def predictor(
+    transformer: Any, context: torch.Tensor, pooled: torch.Tensor, timesteps: torch.Tensor
+) -> flow.Predictor:
+    """Return what predicts velocities with the transformer's own forward.
+
+    Args:
+        transformer: diffusers' SD3Transformer2DModel.
+        context: of each row, (rows, tokens, joint width).
+        pooled: of each row, (rows, pooled width).
+        timesteps: of the steps.
+    """
+    times = [timestep.expand(len(context)) for timestep in timesteps]
+
+    def velocity(latents: torch.Tensor, step: int) -> torch.Tensor:
+        rows: torch.Tensor = transformer(latents, context, pooled, times[step], return_dict=False)[
+            0
+        ]
+        return rows
+
+    def embed(step: int) -> torch.Tensor:
+        embedded: torch.Tensor = transformer.time_text_embed(times[step], pooled)
+        return embedded
+
+    return flow.Predictor(velocity, embed)

@@ -133,23 +133,20 @@ _T5_LAYER = re.compile(
 # --- what is not read ----------------------------------------------------------------------------
 
 
-def reading_notes(tokenizer: Any, prompt: str, *, used: int, limit: int) -> tuple[str, ...]:
+def reading_notes(tokenizer: Any, prompt: str, limit: int) -> tuple[str, ...]:
     """Return notes for the user on the words of a prompt that T5 does not read.
 
     Args:
         tokenizer: T5's.
         prompt: the user's words.
-        used: tokens read.
-        limit: tokens that can be read.
+        limit: tokens that are read.
     """
     return (
-        *_truncation_note(tokenizer, prompt, used, limit), *_vocabulary_note(tokenizer, prompt)
+        *_truncation_note(tokenizer, prompt, limit), *_vocabulary_note(tokenizer, prompt)
     )  # fmt: skip
 
 
-def _truncation_note(tokenizer: Any, prompt: str, used: int, limit: int) -> tuple[str, ...]:
-    if used < limit:
-        return ()
+def _truncation_note(tokenizer: Any, prompt: str, limit: int) -> tuple[str, ...]:
     ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
     if len(ids) <= limit:
         return ()
