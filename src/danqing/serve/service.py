@@ -21,7 +21,7 @@ from danqing.serve.jobs import LATE_SECONDS, Job, late_error, unknown_failure
 from danqing.serve.limits import Limits
 from danqing.serve.logs import about
 from danqing.serve.metrics import Gauges
-from danqing.serve.shelf import Shelf, same_job
+from danqing.serve.shelf import Shelf
 from danqing.serve.worker import GivenUpError
 
 if TYPE_CHECKING:
@@ -287,16 +287,10 @@ class Service:
         )  # fmt: skip
         if idempotency is None:
             return self._accept(job)
-        reservation, is_first = self.shelf.reserve(job)
-        if not is_first:
-            return reservation.wait(job, min(RESERVED_SECONDS, self.limits.deadline))
-        try:
-            found = self._find_named(client, idempotency) or self._accept(job)
-        except BaseException as error:
-            self.shelf.release(job, reservation, error)
-            raise
-        reservation.fill(found)
-        return same_job(found, job)
+        patience = min(RESERVED_SECONDS, self.limits.deadline)
+        return self.shelf.once(
+            job, lambda: self._find_named(client, idempotency) or self._accept(job), patience
+        )
 
     def _find_named(self, client: str, idempotency: str) -> Job | None:
         """Return the job that the journal has under a name; one that has not ended is queued."""

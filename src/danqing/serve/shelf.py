@@ -15,6 +15,8 @@ from danqing.serve.jobs import unknown_failure
 from danqing.serve.logs import about
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from danqing.serve.jobs import Job, State
     from danqing.serve.journal import Journal
 
@@ -69,7 +71,7 @@ class Reservation:
         if self.error is not None:
             raise copy.copy(self.error)
         assert self.job is not None  # noqa: S101 - filled with a job or an error
-        return same_job(self.job, job)
+        return _same_job(self.job, job)
 
 
 class Shelf:
@@ -107,20 +109,35 @@ class Shelf:
 
     # --- Idempotency-Keys ----------------------------------------------------------------------
 
-    def reserve(self, job: Job) -> tuple[Reservation, bool]:
-        """Return the reservation of a job's Idempotency-Key, and whether this job is the first."""
+    def once(self, job: Job, accept: Callable[[], Job], patience: float) -> Job:
+        """Accept a job under its Idempotency-Key, or return the job that has this key.
+
+        Args:
+            job: to be accepted.
+            accept: accepts it; only the first of several requests calls it.
+            patience: seconds that the others wait for the first.
+
+        Raises:
+            RequestError: the key stands for another request.
+            DanqingError: the first request's, or that it takes too long.
+        """
         name = _name(job)
         with self._lock:
             self._drop_old()
             first = name not in self._reservations
-            return self._reservations.setdefault(name, Reservation(job.digest)), first
-
-    def release(self, job: Job, reservation: Reservation, error: BaseException) -> None:
-        """Free an Idempotency-Key whose first request failed."""
-        with self._lock:
-            if self._reservations.get(_name(job)) is reservation:
-                del self._reservations[_name(job)]
-        reservation.fail(error)
+            reservation = self._reservations.setdefault(name, Reservation(job.digest))
+        if not first:
+            return reservation.wait(job, patience)
+        try:
+            known = accept()
+        except BaseException as error:
+            with self._lock:
+                if self._reservations.get(name) is reservation:
+                    del self._reservations[name]
+            reservation.fail(error)
+            raise
+        reservation.fill(known)
+        return _same_job(known, job)
 
     def remember(self, job: Job) -> None:
         """Keep a job, so that it can be asked for again."""
@@ -187,7 +204,7 @@ class Shelf:
                 return
 
 
-def same_job(known: Job, job: Job) -> Job:
+def _same_job(known: Job, job: Job) -> Job:
     """Return the job that an Idempotency-Key stands for.
 
     Raises:
