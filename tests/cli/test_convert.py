@@ -178,7 +178,7 @@ def test_real_sizes_are_announced_and_refused_for_space(tmp_path: Path) -> None:
     assert sum(part.size_bytes for part in checkpoint.components.values()) > 33e9
 
 
-def test_a_family_that_writes_nothing_is_refused(
+def test_a_family_that_says_nothing_of_layouts_writes_the_folder_alone(
     schnell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A family written after docs/adding/model.md need not have a module `writing`."""
@@ -187,6 +187,10 @@ def test_a_family_that_writes_nothing_is_refused(
 
     monkeypatch.setitem(models.FAMILIES, "flux1", "tests.models.plain_family")
     checkpoint = models.open_checkpoint(schnell)
-    with pytest.raises(RequestError, match=r"cannot convert FLUX\.1-schnell") as caught:
+    with pytest.raises(RequestError, match=r"cannot write FLUX\.1-schnell in this") as caught:
         write(checkpoint, tmp_path / "out", layout="bfl", dtype="keep", on_bytes=lambda *_: None)
-    assert caught.value.allowed == "deepgen"
+    assert caught.value.allowed == "diffusers"
+    there = tmp_path / "there"
+    write(checkpoint, there, layout="diffusers", dtype="keep", on_bytes=lambda *_: None)
+    assert networks(there).keys() == networks(schnell).keys()
+    assert paint(there) == paint(schnell)

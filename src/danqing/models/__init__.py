@@ -30,6 +30,7 @@ __all__ = [
     "open_model",
     "open_parts",
     "parts_of",
+    "pipeline_of",
     "slots_of",
 ]
 
@@ -187,6 +188,12 @@ def slots_of(spec: ModelSpec) -> tuple[Slot, ...]:
     """Return the components of this family and what each one is for; needs no torch."""
     slots: tuple[Slot, ...] = _package(spec.family).SLOTS
     return slots
+
+
+def pipeline_of(spec: ModelSpec) -> str:
+    """Return the class of this family's pipeline in a model_index.json."""
+    pipeline: str = _package(spec.family).PIPELINE
+    return pipeline
 
 
 def make_model(checkpoint: Checkpoint, spec: ModelSpec) -> Model:

@@ -30,6 +30,7 @@ class ConnectorKind(NetworkKind):
     """The connector as a kind of network; its sizes are read off the shapes."""
 
     table: ClassVar[config_tables.Kind] = config_tables.CONNECTOR
+    library: ClassVar[str] = "transformers"
 
     def read_config(self, part: Component, assumed: Mapping[str, Any]) -> Config:  # noqa: ARG002
         """Return sizes read off the shapes; heads and epsilon from the config, if there is one."""
@@ -50,6 +51,10 @@ class ConnectorKind(NetworkKind):
         prefix, ours = configs.layers_prefix(part), "layers."
         for name in shapes:
             yield Row(prefix + name.removeprefix(ours) if name.startswith(ours) else name, (name,))
+
+    def published(self, shapes: Mapping[str, Any]) -> Iterable[Row]:
+        """Use the names of the released file."""
+        return [Row(f"connector.{n}" if n.startswith("layers.") else n, (n,)) for n in shapes]
 
 
 class Connector(nn.Module):

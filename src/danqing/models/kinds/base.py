@@ -33,6 +33,8 @@ class NetworkKind(ABC):
         counted: keys of the config that the tensors' names tell as well.
         overflow: why it stays in float32 where the model computes in float16; empty if it does not.
         wide_tensors: the same of single tensors.
+        library: whose class saves it: diffusers or transformers.
+        class_name: of that class; empty if the pipeline's index does not list it.
         embedder: of a denoiser, path of the layer that embeds timestep and pooled prompt.
     """
 
@@ -40,6 +42,8 @@ class NetworkKind(ABC):
     counted: ClassVar[tuple[str, ...]] = ()
     overflow: ClassVar[str] = ""
     wide_tensors: ClassVar[str] = ""
+    library: ClassVar[str] = "diffusers"
+    class_name: ClassVar[str] = ""
     embedder: ClassVar[str] = ""
 
     # --- config ----------------------------------------------------------------------------------
@@ -103,6 +107,10 @@ class NetworkKind(ABC):
         shapes: Mapping[str, Any],
     ) -> Iterable[Row]:
         """Return the key map of the style in which the files name their tensors."""
+        return identity_rows(shapes)
+
+    def published(self, shapes: Mapping[str, Any]) -> Iterable[Row]:
+        """Return the key map of the names under which its library saves it."""
         return identity_rows(shapes)
 
     def ignored(self, name: str) -> bool:  # noqa: ARG002

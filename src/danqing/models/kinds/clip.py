@@ -27,6 +27,8 @@ class Clip(NetworkKind):
     """The encoder alone; its pooled state is what FLUX.1 is told."""
 
     table: ClassVar[config_tables.Kind] = config_tables.CLIP_TEXT
+    library: ClassVar[str] = "transformers"
+    class_name: ClassVar[str] = "CLIPTextModel"
     counted: ClassVar[tuple[str, ...]] = ("num_hidden_layers",)
     extras: ClassVar[tuple[str, ...]] = (
         "vision_model.", "visual_projection.", "text_projection.", "logit_scale",
@@ -81,6 +83,13 @@ class Clip(NetworkKind):
             bare = name.removeprefix(PREFIX)
             yield Row(bare if bare == _PROJECTION else prefix + bare, (name,))
 
+    def published(self, shapes: Mapping[str, Any]) -> Iterable[Row]:
+        """Keep the prefix that transformers 5 left out of its module."""
+        for name in shapes:
+            bare = name.removeprefix(PREFIX)
+            if "position_ids" not in name:
+                yield Row(bare if bare == _PROJECTION else PREFIX + bare, (name,))
+
     def ignored(self, name: str) -> bool:
         """Ignore the half that sees, and a table of numbers that older versions saved."""
         return name.startswith(self.extras) or name.endswith("position_ids")
@@ -93,6 +102,7 @@ class Clip(NetworkKind):
 class ClipWithProjection(Clip):
     """The encoder with its projection: SD3 takes its second last states and the projected one."""
 
+    class_name: ClassVar[str] = "CLIPTextModelWithProjection"
     extras: ClassVar[tuple[str, ...]] = ("vision_model.", "visual_projection.", "logit_scale")
 
     def derive(self, part: Component) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class FluxTransformer(Transformer):
     """Blocks with separate streams for text and image, then blocks with one."""
 
     table: ClassVar[config_tables.Kind] = config_tables.FLUX_TRANSFORMER
+    class_name: ClassVar[str] = "FluxTransformer2DModel"
     counted: ClassVar[tuple[str, ...]] = ("num_layers", "num_single_layers")
 
     def derive(self, part: Component) -> dict[str, Any]:

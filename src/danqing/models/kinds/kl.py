@@ -30,6 +30,7 @@ class AutoencoderKL(NetworkKind):
     """
 
     table: ClassVar[config_tables.Kind] = config_tables.AUTOENCODER
+    class_name: ClassVar[str] = "AutoencoderKL"
     counted: ClassVar[tuple[str, ...]] = (
         "block_out_channels", "down_block_types", "up_block_types", "layers_per_block",
     )  # fmt: skip

@@ -36,6 +36,7 @@ class QwenVL(NetworkKind):
     """The model without its head over the vocabulary."""
 
     table: ClassVar[config_tables.Kind] = config_tables.QWEN_VL
+    library: ClassVar[str] = "transformers"
 
     def check_values(self, values: Mapping[str, Any], place: Path) -> None:
         """Check that heads divide the widths, and that rotary positions fill a head."""
@@ -105,6 +106,10 @@ class QwenVL(NetworkKind):
             if any(name.startswith(start) for name in part.entries):
                 return [Row(_renamed(name, renamed), (name,)) for name in shapes]
         return identity_rows(shapes)
+
+    def published(self, shapes: Mapping[str, Any]) -> Iterable[Row]:
+        """Use the names that every transformers reads."""
+        return [Row(name.replace("language_model.", "model.", 1), (name,)) for name in shapes]
 
     def ignored(self, name: str) -> bool:
         """Ignore the head: it is tied to the embeddings, and not needed."""

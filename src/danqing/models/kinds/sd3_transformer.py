@@ -21,6 +21,7 @@ class SD3Transformer(Transformer):
     """Blocks with separate weights for text and image, some with a second attention."""
 
     table: ClassVar[config_tables.Kind] = config_tables.SD3_TRANSFORMER
+    class_name: ClassVar[str] = "SD3Transformer2DModel"
     counted: ClassVar[tuple[str, ...]] = (
         "num_layers", "pos_embed_max_size", "dual_attention_layers",
     )  # fmt: skip

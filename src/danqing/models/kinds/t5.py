@@ -10,7 +10,7 @@ import torch
 
 from danqing.models import config_tables
 from danqing.models.kinds.base import NetworkKind, count, side
-from danqing.networks.loading import Row
+from danqing.networks.loading import Row, identity_rows
 from danqing.networks.of_transformers import make_encoder
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class T5(NetworkKind):
     """The encoder alone; names of transformers, or of llama.cpp as GGUF files have them."""
 
     table: ClassVar[config_tables.Kind] = config_tables.T5_ENCODER
+    library: ClassVar[str] = "transformers"
+    class_name: ClassVar[str] = "T5EncoderModel"
     counted: ClassVar[tuple[str, ...]] = ("num_layers",)
     wide_tensors: ClassVar[str] = "T5's wo in float32: it may overflow in float16"
 
@@ -83,6 +85,10 @@ class T5(NetworkKind):
             return [Row(llama_name(name), (name,)) for name in shapes]
         held = next((name for name in TIED if name in part.entries), TIED[0])
         return [Row(held if name in TIED else name, (name,)) for name in shapes]
+
+    def published(self, shapes: Mapping[str, Any]) -> Iterable[Row]:
+        """Keep the tied embedding once."""
+        return identity_rows(name for name in shapes if name != TIED[1])
 
     def ignored(self, name: str) -> bool:
         """Ignore the decoder, and a second copy of the embedding."""
