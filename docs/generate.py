@@ -58,7 +58,7 @@ def _error_rows(kind: Any, depth: int) -> Iterator[str]:
 
 def settings_page() -> Iterator[str]:
     from danqing.cli.options import flags
-    from danqing.models import deepgen, identify, open_checkpoint
+    from danqing.models import deepgen, identify, open_checkpoint, sd3
     from danqing.models.flux import spec
     from danqing.request import Request
     from danqing.validation import allowed_values
@@ -70,7 +70,13 @@ def settings_page() -> Iterator[str]:
         "are the same), and keys of a JSON line in a prompts file. A setting that a model would "
         "ignore is refused when it is given.\n"
     )
-    specs = [spec(), spec(guided=True), deepgen.spec(), identify(open_checkpoint(POCKET))]
+    specs = [
+        spec(),
+        spec(guided=True),
+        deepgen.spec(),
+        sd3.spec(),
+        identify(open_checkpoint(POCKET)),
+    ]
     titles = " | ".join(f"{one.title}" for one in specs)
     yield f"| setting | flags | allowed | {titles} | meaning |"
     yield "|---|---|---|" + "---|" * len(specs) + "---|"
@@ -90,7 +96,7 @@ def _default(spec: Any, name: str, general: Any) -> str:
     if name == "prompt":
         return "required"
     if name == "negative_prompt" and value is not None:
-        return "nothing; in edits faults of pictures"
+        return "nothing; in edits faults of pictures" if "image" in spec.takes else "nothing"
     return "random" if name == "seed" and value is None else str(value)
 
 
