@@ -24,11 +24,9 @@ SMALL: dict[str, Any] = {"height": 64, "width": 64}
 
 def test_a_generation_knows_everything(engine: danqing.Engine) -> None:
     generation = engine.generate("a cat", seed=5, num_images_per_prompt=2, **SMALL)
-    assert generation.request.model_dump() == {
-        "prompt": "a cat", "negative_prompt": None, "image": None, "resize": None,
-        "reference_latent": None, "height": 64, "width": 64,
-        "num_inference_steps": 4, "guidance_scale": None, "seed": 5, "num_images_per_prompt": 2,
-        "max_sequence_length": 256,
+    record = generation.request.model_dump(exclude_none=True)
+    assert record == {
+        "prompt": "a cat", "seed": 5, "num_images_per_prompt": 2, **engine.spec.defaults, **SMALL,
     }  # fmt: skip
     assert [picture.request.seed for picture in generation.pictures] == [5, 6]
     assert [picture.request.num_images_per_prompt for picture in generation.pictures] == [1, 1]

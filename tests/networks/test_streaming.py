@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import weakref
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +14,8 @@ import danqing
 from danqing import devices
 from danqing.errors import CheckpointDamagedError, DoesNotFitError, RequestError
 from danqing.models import identify, open_checkpoint, open_model
-from danqing.networks.streaming import Ring, units_of
+from danqing.networks.streaming import Ring, streamed_part
+from danqing.networks.units import units_of
 from danqing.plan.budget import Block, Part, Work, streamings
 from danqing.request import Request
 from danqing.weights.ranges import BLOCK, RangeReader, Span, as_memory, lay_out
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from danqing.generation import Picture, Progress
+    from danqing.networks.streaming import Streamed
 
 CPU = "cpu"
 
@@ -51,21 +52,6 @@ def paint(place: Path, *, count: int = 1, batch: int = 1, **opening: object) -> 
 
 
 # --- the same bits -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("place", ["flux", "deepgen"])
-def test_streamed_is_what_resident_is(
-    place: str, dtype: str, request: pytest.FixtureRequest
-) -> None:
-    folder = request.getfixturevalue(place)
-    pictures = [
-        paint(folder, count=2, dtype=dtype, placement=placement)
-        for placement in ("resident", "staged", "streamed")
-    ]
-    digests = [[one.pixels_sha256 for one in some] for some in pictures]
-    assert digests[0] == digests[1] == digests[2]
-    assert digests[0][0] != digests[0][1]
 
 
 def _as_bfl(flux: Path, place: Path) -> dict[str, object]:
@@ -407,24 +393,24 @@ def test_a_stage_is_gone_when_the_next_is_read(
 
 @pytest.mark.parametrize("which", ["flux", "deepgen"])
 def test_the_second_picture_of_a_prompt_reads_blocks_alone(
-    which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    which: str, request: pytest.FixtureRequest
 ) -> None:
     """Not the layers that see the step alone: what they gave outlives the transformer."""
-    read = _watch_reading(monkeypatch)
     with danqing.open(request.getfixturevalue(which), device=CPU, placement="streamed") as engine:
         units = engine._model.units("transformer")
         once = {unit.name for unit, _ in units if unit.once}
         pictures = []
+        transformers = watch_reads(engine)
         for seed in (1, 2, 1):
-            read.clear()
             found = engine.generate("a boat", seed=seed, height=64, width=64, num_inference_steps=2)
             pictures.append(found.pictures[0].pixels_sha256)
-            assert once & set(read) == (once if len(pictures) == 1 else set())
-            assert any("transformer_blocks" in name for name in read)
+            reads = transformers[-1].reads
+            assert len(transformers) == len(pictures)
+            assert once & reads.keys() == (once if len(pictures) == 1 else set())
             # nothing is read in vain: what is needed once one time, blocks once for each step
-            mine = [name for name in read if name in {unit.name for unit, _ in units}]
-            assert set(Counter(mine).values()) <= {1, 2}
-            assert {name for name, count in Counter(mine).items() if count == 1} <= once
+            assert reads.keys() >= {unit.name for unit, _ in units if not unit.once}
+            assert set(reads.values()) <= {1, 2}
+            assert {name for name, count in reads.items() if count == 1} <= once
         assert pictures[0] == pictures[2] != pictures[1]
 
 
@@ -438,21 +424,17 @@ def _as_int8(flux: Path, place: Path) -> dict[str, object]:
     return {"place": place / "int8"}
 
 
-def _watch_reading(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that the names of units are added to when their reading begins."""
-    from danqing.networks.streaming import Streamed
+def watch_reads(engine: danqing.Engine, component: str = "transformer") -> list[Streamed]:
+    """Return a list that gets a component's `Streamed` each time the component is loaded."""
+    found: list[Streamed] = []
 
-    read: list[str] = []
-    begin = Streamed._begin
+    def on_load(name: str, module: torch.nn.Module) -> None:
+        streamed = streamed_part(module)
+        if name == component and streamed is not None:
+            found.append(streamed)
 
-    def watched(streamed: Streamed, index: int, *, after: int | None) -> bool:
-        begun = begin(streamed, index, after=after)
-        if begun:
-            read.append(streamed._planned[index].unit.name)
-        return begun
-
-    monkeypatch.setattr(Streamed, "_begin", watched)
-    return read
+    engine._residence.on_load = on_load
+    return found
 
 
 @pytest.mark.parametrize("write", [_as_int8, _as_gguf, _as_scaled_fp8], ids=lambda f: f.__name__)
@@ -462,10 +444,8 @@ def test_fewer_bits_stay_as_they_lie(
     stay: str,
     flux: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They are widened for each step, and read from the files once."""
-    begun = _watch_reading(monkeypatch)
     opening = write(flux, tmp_path)
     resident = paint(**opening, dtype="bfloat16", count=2)[0].pixels_sha256
     request = Request(prompt="a boat", seed=3, height=64, width=96, num_inference_steps=3)
@@ -486,13 +466,13 @@ def test_fewer_bits_stay_as_they_lie(
         found = engine.generate(request).pictures[0]
         assert engine._residence.streaming is not None
         streamed = engine._residence.streaming.streamed["transformer"]
-        here = {one.unit.name for one in streamed._planned if one.held is not None}
-        assert here == set(names)
+        assert streamed.settled == set(names)
         passes = {name: 1 if name in names or name not in blocks else 3 for name in sizes}
         assert streamed.read_bytes == sum(sizes[name] * passes[name] for name in sizes)
-        assert Counter(begun)[names[0]] == Counter(begun)[names[-1]] == 1
+        assert {streamed.reads[name] for name in names} == {1}
         again = engine.generate(request).pictures[0]
-        assert {one.unit.name for one in streamed._planned if one.held is not None} == set(names)
+        assert streamed.settled == set(names)
+        assert {streamed.reads[name] for name in names} == {1}
     assert found.pixels_sha256 == again.pixels_sha256 == resident
 
 
@@ -542,9 +522,9 @@ def test_what_is_left_of_a_streamed_network_stays_where_there_is_room(
             assert ("transformer" in loaded) == (number == 0)
             assert engine._residence.streaming is not None
             streamed = engine._residence.streaming.streamed["transformer"]
-            first = next(one.unit.name for one in streamed._planned if not one.unit.once)
-            coming = [streamed._planned[one.index].unit.name for one in streamed._coming]
-            assert coming[:1] == ([first] if number else [])
+            units = (unit for unit, _ in engine._model.units("transformer"))
+            first = next(unit.name for unit in units if not unit.once)
+            assert streamed.pending[:1] == ([first] if number else [])
         other = engine.generate("a horse", seed=1, **asked).pictures[0]
         assert other.pixels_sha256 != expected[0].pixels_sha256
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from danqing.models.kinds.base import NetworkKind
     from danqing.models.slots import Role, Slot
     from danqing.networks.loading import Piece
-    from danqing.networks.streaming import Streaming, Unit
+    from danqing.networks.streaming import Streaming
+    from danqing.networks.units import Unit
     from danqing.request import Resolved
     from danqing.weights import Checkpoint
 

@@ -9,13 +9,14 @@ import torch
 
 from danqing.errors import CheckpointDamagedError, CheckpointError, TensorMismatchError
 from danqing.networks.loading import SHOWN, Piece, fill, match, on_meta, shapes_of
-from danqing.networks.streaming import Source, Streaming, Unit, spans_of, units_of
+from danqing.networks.units import Source, Unit, spans_of, units_of
 from danqing.weights.ranges import lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from danqing.models.kinds.base import NetworkKind
+    from danqing.networks.streaming import Streaming
     from danqing.weights import Component
 
 

@@ -34,7 +34,7 @@ def compile_blocks(transformer: torch.nn.Module, backend: Any) -> None:
         transformer: on the device that computes it.
         backend: a backend of torch.compile.
     """
-    from danqing.networks.streaming import blocks_of
+    from danqing.networks.units import blocks_of
 
     keep_compiled(of_torch.compiled_folder())
     for _, block in blocks_of(transformer):

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from danqing.networks.of_torch import is_watched
-from danqing.networks.streaming import block_of, streamed_part
+from danqing.networks.streaming import streamed_part
+from danqing.networks.units import block_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -9,9 +9,8 @@ next. The numbers are those of the files, so a picture is the same bit for bit.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from danqing.networks.loading import changed, place, stays_mapped
+from danqing.networks.units import spans_of
 from danqing.weights.ranges import BLOCK, RangeReader, as_memory, lay_out
 
 if TYPE_CHECKING:
@@ -31,84 +30,13 @@ if TYPE_CHECKING:
 
     from danqing.devices import Device
     from danqing.networks.loading import Piece
+    from danqing.networks.units import Source, Unit
     from danqing.weights import Component
     from danqing.weights.ranges import Layout, Reading, Span
 
 _STREAMED = "_danqing_streamed"
 _ALIGNED = 64
 """Bytes, as torch aligns memory on a CPU."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What is read together: a block, or a layer that is needed once in a run.
-
-    Attributes:
-        name: its path in the network.
-        tensors: paths of its tensors.
-        elements: numbers in them.
-        once: it is needed in the first step only.
-    """
-
-    name: str
-    tensors: tuple[str, ...]
-    elements: int
-    once: bool = False
-
-
-def units_of(module: torch.nn.Module, once: Sequence[str] = ()) -> list[Unit]:
-    """Return what can be streamed of a network, in the order in which it is needed.
-
-    Blocks are the elements of the outermost lists of layers; what lies outside of them is small.
-    Before each are the layers inside it that are needed once; first of all, those outside.
-
-    Args:
-        module: the network.
-        once: paths of layers that are needed once in a run.
-    """
-    early: dict[str, list[Unit]] = {}
-    for name in once:
-        unit = _unit(name, _tensors(module.get_submodule(name), name), once=True)
-        early.setdefault(block_of(module, name), []).append(unit)
-    taken = {tensor for units in early.values() for unit in units for tensor in unit.tensors}
-    found = early.get("", [])
-    for name, block in blocks_of(module):
-        tensors = _tensors(block, name)
-        own = {n: count for n, count in tensors.items() if n not in taken}
-        found = [*found, *early.get(name, ()), _unit(name, own)]
-    return found
-
-
-def block_of(module: torch.nn.Module, layer: str) -> str:
-    """Return the path of the block that a layer lies in; empty if it lies in none."""
-    return next((name for name, _ in blocks_of(module) if layer.startswith(f"{name}.")), "")
-
-
-def _unit(name: str, tensors: Mapping[str, int], *, once: bool = False) -> Unit:
-    return Unit(name, tuple(tensors), sum(tensors.values()), once)
-
-
-def blocks_of(module: torch.nn.Module, prefix: str = "") -> list[tuple[str, torch.nn.Module]]:
-    """Return the elements of the outermost lists of layers, with their paths."""
-    found = []
-    for name, child in module.named_children():
-        path = f"{prefix}{name}"
-        if isinstance(child, torch.nn.ModuleList):
-            found += [(f"{path}.{number}", block) for number, block in enumerate(child)]
-        else:
-            found += blocks_of(child, f"{path}.")
-    return found
-
-
-def _tensors(module: torch.nn.Module, name: str) -> dict[str, int]:
-    return {f"{name}.{path}": tensor.numel() for path, tensor in module.state_dict().items()}
-
-
-def spans_of(component: Component, pieces: Sequence[Piece]) -> list[Span] | None:
-    """Return the bytes of tensors, or None if one of them is no plain range of a file."""
-    spans = [component.span(piece.source, piece.start, piece.stop) for piece in pieces]
-    known = [span for span in spans if span is not None]
-    return known if len(known) == len(spans) else None
 
 
 @dataclass(frozen=True)
@@ -194,53 +122,6 @@ class _Coming:
 
 
 @dataclass
-class Source:
-    """Where the tensors of a network come from and what they become.
-
-    Attributes:
-        component: the weights.
-        pieces: of each tensor by its path.
-        dtype_of: what each is wanted in.
-        device: where they are wanted.
-    """
-
-    component: Component
-    pieces: Mapping[str, Piece]
-    dtype_of: Callable[[str], torch.dtype]
-    device: Device
-
-    def decode(
-        self, tensor: str, data: torch.Tensor, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Make a tensor, on the device, of its bytes; on the host in `out`, if that is given."""
-        piece = self.pieces[tensor]
-        dtype = self.dtype_of(tensor)
-        into = None if piece.change else out
-        rows = (piece.start, piece.stop)
-        found = self.component.decode(piece.source, data, rows, dtype, into)
-        found = changed(found, piece.change)
-        if out is None:
-            return place(found, dtype, self.device.torch_device)
-        wide = out.view(found.shape)
-        return wide if found.data_ptr() == out.data_ptr() else wide.copy_(found)
-
-    def row_scales(self, tensor: str) -> torch.Tensor | None:
-        """Return a scale for each row of a tensor that is stored in int8, else None."""
-        piece = self.pieces[tensor]
-        if piece.change:
-            return None
-        return self.component.row_scales(piece.source, piece.start, piece.stop)
-
-    def wide_bytes(self, tensor: str) -> int:
-        """Return the bytes of a tensor that is made of those read; 0 if it is used as it lies."""
-        piece, dtype = self.pieces[tensor], self.dtype_of(tensor)
-        if stays_mapped(self.component, piece, dtype, self.device.torch_device):
-            return 0
-        shape = self.component.entries[piece.source].shape
-        return (piece.stop - piece.start) * math.prod(shape[1:]) * dtype.itemsize
-
-
-@dataclass
 class _Planned:
     """A unit with its place in files and in the network.
 
@@ -274,6 +155,7 @@ class Streamed:
     Attributes:
         waited: seconds that the arithmetic waited for the disk.
         read_bytes: read so far.
+        reads: how often the reading of each unit has begun, by name.
     """
 
     def __init__(
@@ -305,6 +187,7 @@ class Streamed:
         self._reader = reader
         self.waited = 0.0
         self.read_bytes = 0
+        self.reads: Counter[str] = Counter()
         self._bound: int | None = None
         self._lent = False  # the bound unit's bytes lie in the ring
         self._coming: deque[_Coming] = deque()
@@ -351,6 +234,16 @@ class Streamed:
             if scales is not None:
                 found[number] = scales
         return found
+
+    @property
+    def settled(self) -> set[str]:
+        """Names of the units that need not be read any more."""
+        return {planned.unit.name for planned in self._planned if planned.here}
+
+    @property
+    def pending(self) -> list[str]:
+        """Names of the units whose reading is under way, in the order in which they are needed."""
+        return [self._planned[coming.index].unit.name for coming in self._coming]
 
     def expect(self, passes: int, *, once: bool) -> None:
         """Say how often the network will be computed, so that reading goes on from end to start.
@@ -506,6 +399,7 @@ class Streamed:
         if last is not None and index <= last:
             self._passes -= 1
             self._once = False
+        self.reads[planned.unit.name] += 1
         reading = self._reader.start(planned.layout, as_memory(memory))
         coming = _Coming(index, reading, memory)
         if self._uploader is not None:
