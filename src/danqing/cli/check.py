@@ -9,6 +9,7 @@ from danqing import models
 from danqing.cli.generate import open_weights
 from danqing.cli.terminal import overwrite, print_json, print_line
 from danqing.errors import CheckpointError, CheckpointIncompleteError, DanqingError
+from danqing.models.slots import names_with_role
 from danqing.quantities import size
 from danqing.weights import digests, places
 
@@ -189,7 +190,8 @@ def _model_row(found: places.Found) -> dict[str, Any]:
         spec = models.identify(checkpoint)
         row["model"] = spec.name
         row["bytes"] = sum(part.size_bytes for part in checkpoint.components.values())
-        row["dtype"] = checkpoint.component("transformer").dtype
+        denoiser = names_with_role(models.slots_of(spec), "denoiser")[0]
+        row["dtype"] = checkpoint.component(denoiser).dtype
         for name in models.parts_of(spec):
             checkpoint.component(name)
     except CheckpointError as error:

@@ -257,7 +257,7 @@ _FOREIGN = (
         ("time_embedding.linear_1.weight", *_UNET),
     ),
     _foreign(
-        "Stable Diffusion 3 (single file)", [],
+        "Stable Diffusion 3 under Stability AI's names", [],
         ("joint_blocks.0.context_block.attn.qkv.weight", "x_embedder.proj.weight"),
     ),
     _foreign(
