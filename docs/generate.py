@@ -60,6 +60,7 @@ def settings_page() -> Iterator[str]:
     from danqing.cli.options import flags
     from danqing.models import deepgen, identify, open_checkpoint, sd3
     from danqing.models.flux import spec
+    from danqing.options import Options
     from danqing.request import Request
     from danqing.validation import allowed_values
     from danqing.weights import POCKET
@@ -87,6 +88,16 @@ def settings_page() -> Iterator[str]:
         cells = " | ".join(_default(one, name, field.default) for one in specs)
         allowed = allowed_values(Request, name) or "text"
         yield f"| `{name}` | {shown} | {allowed} | {cells} | {field.description} |"
+    yield "\n# Options of a run\n"
+    yield (
+        "The fields of `danqing.Options`: arguments of `danqing.open`, and flags of every command "
+        "that opens a model. An image's record keeps them, but for those about files.\n"
+    )
+    yield "| option | flag | default | meaning |\n|---|---|---|---|"
+    for name, field in Options.model_fields.items():
+        default = field.default if isinstance(field.default, str) else "-"
+        meaning = (field.description or "").split("  [")[0]
+        yield f"| `{name}` | `{flags(name, Options)[0]}` | {default} | {meaning} |"
 
 
 def _default(spec: Any, name: str, general: Any) -> str:

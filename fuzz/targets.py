@@ -179,7 +179,7 @@ def rows(data: bytes, folder: Path) -> None:
 
 def prompts(data: bytes, folder: Path) -> None:
     """Read a file of prompts, and make requests of its lines."""
-    from danqing.cli.generate import read_prompts
+    from danqing.cli.prompts import read_prompts
     from danqing.request import Request
 
     for _, settings in read_prompts(str(_file(folder, "prompts", data))):
@@ -188,8 +188,10 @@ def prompts(data: bytes, folder: Path) -> None:
 
 def words(data: bytes, folder: Path) -> None:  # noqa: ARG001
     """Read sizes, amounts of memory and names of outputs as they are typed or sent."""
-    from danqing.cli.generate import read_components, read_memory, read_size
+    from danqing.cli.options import read_pairs
+    from danqing.cli.prompts import read_size
     from danqing.escaping import escape
+    from danqing.options import Options
     from danqing.pictures import fill_template
     from danqing.serve import bodies
 
@@ -197,8 +199,8 @@ def words(data: bytes, folder: Path) -> None:  # noqa: ARG001
     readers: tuple[Callable[[], object], ...] = (
         lambda: read_size(text, {}),
         lambda: bodies.read_size(text, 4096),
-        lambda: read_memory(text),
-        lambda: read_components([text]),
+        lambda: Options(memory=text),
+        lambda: read_pairs([text], "--component", "NAME=PATH"),
         lambda: fill_template(text, seed=1, index=0, model="x"),
     )
     for read in readers:

@@ -27,17 +27,17 @@ def test_memory_sizes(text: str | int, size: int) -> None:
     "size", ["many", "-3GiB", "3XB", "", "1,5GiB", "8.GiB", "8GiB free", "9" * 400, "0", -1, 1.5]
 )
 def test_an_invalid_memory_size_is_refused(size: object) -> None:
-    with pytest.raises(RequestError, match="invalid memory size") as refused:
+    with pytest.raises(RequestError, match="invalid memory") as refused:
         Options(memory=size)
-    assert refused.value.seen == str(size)[:80]
+    assert refused.value.seen in (repr(size), repr(str(size)[:80])[:80])
     assert refused.value.allowed == "8GiB, 12000MB, ..."
 
 
 @pytest.mark.parametrize(
     ("options", "seen", "allowed"),
-    [({"placement": "cloud"}, "cloud", "auto, resident, staged, streamed"),
-     ({"quantize": "int4"}, "int4", "off, int8"),
-     ({"deterministic": "yes"}, "yes", None), ({"tile": 1.5}, "1.5", None),
+    [({"placement": "cloud"}, "'cloud'", "auto, resident, staged, streamed"),
+     ({"quantize": "int4"}, "'int4'", "off, int8"),
+     ({"deterministic": "yes"}, "'yes'", None), ({"tile": 1.5}, "1.5", None),
      ({"place": ["vae"]}, "['vae']", None), ({"components": {"vae": 3}}, "3", None),
      ({"prompt_cache": 3}, "3", None)],
 )  # fmt: skip

@@ -63,6 +63,7 @@ class Provenance:
         versions: of danqing, Python, and the libraries that computed.
         noise_sha256: digest of this picture's starting noise (float32, little endian).
         batch: pictures computed together and, for more than one, what that did to the bits.
+        options: how the model ran, as `danqing.Options` takes it; the record has it at its top.
     """
 
     model: Mapping[str, Any]
@@ -75,6 +76,7 @@ class Provenance:
     versions: Mapping[str, str]
     noise_sha256: str
     batch: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,8 @@ class Picture:
 
     def record(self) -> dict[str, Any]:
         """Return everything but the pixels, as it is written into the file; JSON types only."""
+        provenance = dataclasses.asdict(self.provenance)
+        options = provenance.pop("options")
         return {
             "danqing": __version__,
             "schema": RECORD_SCHEMA,
@@ -116,7 +120,8 @@ class Picture:
                 "pixels_sha256": self.pixels_sha256,
             },
             "stages": [dataclasses.asdict(stage) for stage in self.stages],
-            "provenance": dataclasses.asdict(self.provenance),
+            "options": options,
+            "provenance": provenance,
             "notes": list(self.notes),
         }
 

@@ -9,27 +9,40 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+)
 
-from danqing.errors import RequestError, UnknownSettingError
+from danqing.errors import RequestError
 from danqing.files import expand
+from danqing.validation import explain
 
 if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
+    from collections.abc import Callable
+
     from typing_extensions import Self
 
 OLD_NAMES = {"quantise": "quantize", "compile_with": "compile"}
 """Names that older programs use."""
+LOCAL = frozenset({"components", "allow_pt", "prompt_cache"})
+"""Options about files of this machine: a record does not keep them, nor decide them."""
 _SIZE = re.compile(r"\s*\d{1,30}(\.\d{1,30})?\s*[a-zA-Z]*\s*")
-"""Stricter than `ByteSize`, which ignores what follows: it reads `1,5GiB` as one byte."""
 
 
-def _check_size(value: Any) -> Any:
-    if isinstance(value, str) and not _SIZE.fullmatch(value):
-        raise ValueError
-    return value
+def _read_size(value: Any, read: Callable[[Any], ByteSize | None]) -> ByteSize | None:
+    """Read a byte size; stricter than `ByteSize`, which reads `1,5GiB` as one byte."""
+    try:
+        return read("" if isinstance(value, str) and not _SIZE.fullmatch(value) else value)
+    except ValueError:
+        raise ValueError("8GiB, 12000MB, ...") from None
 
 
 def _read_tile(value: Any) -> Any:
@@ -49,7 +62,8 @@ def _read_folder(value: Any) -> Any:
 class Options(BaseModel):
     """How a model runs on a device; the plan resolves each choice that is `auto`.
 
-    Frozen and validated once; `None` stands for the default.
+    Frozen and validated once; `None` stands for the default. An option marked as a switch must not
+    change the image: `danqing verify invariance` judges its choices.
 
     Raises:
         danqing.errors.UnknownSettingError: unknown option.
@@ -67,8 +81,9 @@ class Options(BaseModel):
         default="auto",
         description="Weights in memory: auto, resident (all), staged (those of one stage) or "
         "streamed (block by block).",
+        json_schema_extra={"switch": True},
     )
-    memory: Annotated[ByteSize, Field(gt=0), BeforeValidator(_check_size)] | None = Field(
+    memory: Annotated[Annotated[ByteSize, Field(gt=0)] | None, WrapValidator(_read_size)] = Field(
         default=None,
         description="Memory limit of the device, or of the process on a CPU: 8GiB, 12000MB.  "
         "[default: 90% of the free memory]",
@@ -84,24 +99,27 @@ class Options(BaseModel):
         default="off",
         description="off, or int8: compute the denoiser's linear layers in 8 bits. Faster, half "
         "the memory, not bit-exact.",
-        json_schema_extra={"hidden_flags": ["--quantise"]},
     )
     attention: str = Field(
         default="auto",
         description="Attention kernel: auto, torch, native, math, flash, efficient, cudnn; on an "
         "NPU npu or mindie.",
+        json_schema_extra={"switch": True},
     )
     deterministic: bool = Field(
-        default=False, description="Use only kernels that reproduce the same bits."
+        default=False,
+        description="Use only kernels that reproduce the same bits.",
+        json_schema_extra={"switch": True},
     )
     compile: str = Field(
         default="off",
         description="Compile the denoiser's blocks: off, inductor; on an NPU npugraph or torchair.",
+        json_schema_extra={"switch": True},
     )
     fused: str = Field(
         default="auto",
         description="Fused kernels: auto, off, all, or names with commas, such as rms_norm,rope.",
-        json_schema_extra={"metavar": "NAMES"},
+        json_schema_extra={"metavar": "NAMES", "switch": True},
     )
     place: Annotated[dict[str, str], BeforeValidator(_read_paths)] = Field(
         default={},
@@ -137,29 +155,17 @@ class Options(BaseModel):
         try:
             super().__init__(**known)
         except ValidationError as error:
-            raise _explain(error.errors(include_url=False)[0]) from error
+            raise explain(error, Options, noun="option") from error
 
     @property
     def typed(self) -> dict[str, Any]:
         """Options that were passed, not left to their defaults."""
         return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
 
+    def recorded(self) -> dict[str, Any]:
+        """Return the options that an image's record keeps, as JSON types."""
+        return self.model_dump(mode="json", exclude=set(LOCAL))
+
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some options changed, validated again; `None` resets one."""
         return type(self)(**{**self.typed, **changes})
-
-
-def _explain(fault: ErrorDetails) -> RequestError:
-    """Turn pydantic's report of a fault into an error in the user's words."""
-    name = str(fault["loc"][0])
-    seen = str(fault.get("input"))[:80]
-    if fault["type"] == "extra_forbidden":
-        return UnknownSettingError(
-            f"unknown option {name!r}", seen=name, allowed=", ".join(Options.model_fields)
-        )
-    field = Options.model_fields[name]
-    if name == "memory":
-        return RequestError("invalid memory size", seen=seen, allowed="8GiB, 12000MB, ...")
-    if words := get_args(field.annotation):
-        return RequestError(f"unknown {name}", seen=seen, allowed=", ".join(map(str, words)))
-    return RequestError(f"invalid {name}", seen=seen, allowed=fault["msg"])

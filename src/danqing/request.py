@@ -79,7 +79,7 @@ class Request(BaseModel):
     image: References = Field(
         default=None,
         description="Picture to edit, in models that edit; several are all shown to the model.",
-        json_schema_extra={"flags": ["--input-image"]},
+        json_schema_extra={"flags": ["--input-image"], "metavar": "FILE"},
     )
     resize: Resize | None = Field(
         default=None,

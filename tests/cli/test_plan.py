@@ -91,4 +91,4 @@ def test_generate_follows_the_plan(tmp_path: Path) -> None:
     assert json.loads(ran.stdout)["provenance"]["placement"] == "streamed"
     ran = invoke("generate", "a boat", *options, "--memory", "many")
     assert ran.exit_code == 2
-    assert "invalid memory size" in ran.output
+    assert "invalid memory" in ran.output

@@ -426,8 +426,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 TRAP = {"path": "TRAP", "width": 8, "height": 8, "pixels_sha256": "0" * 64}
 NAMING: dict[str, tuple[str, object, str]] = {
-    "model": (f"{MODEL}.path", "TRAP", "-m PLACE"),
-    "component": (f"{MODEL}.components", {"vae": "TRAP"}, "--component NAME=PLACE"),
+    "model": (f"{MODEL}.path", "TRAP", "-m PATH"),
+    "component": (f"{MODEL}.components", {"vae": "TRAP"}, "--component NAME=PATH"),
     "image": ("request.image", [TRAP], "--image FILE"),
 }
 
@@ -488,7 +488,7 @@ def test_a_model_is_found_by_name_and_fingerprint(schnell: Path, tmp_path: Path)
     # the path in the record is not followed: the model is looked up again
     (tmp_path / "models").rename(tmp_path / "elsewhere")
     code, _, text = invoke("generate", "--from", "boat.png")
-    assert (code, "-m PLACE" in text) == (REQUEST, True)
+    assert (code, "-m PATH" in text) == (REQUEST, True)
     os.environ["DANQING_MODELS"] = str(tmp_path / "elsewhere")
     code, out, text = invoke("generate", "--from", "boat.png", "-o", "third.png", "--json")
     assert (code, json.loads(out)["identical"]) == (0, True), text

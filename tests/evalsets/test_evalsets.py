@@ -15,8 +15,7 @@ from PIL import Image
 
 import danqing
 from danqing.errors import DanqingError, NoEffectError, OutputError, RequestError
-from danqing.evalsets import PROTOCOLS, paint_set
-from danqing.evalsets.painting import STATE
+from danqing.evalsets import PROTOCOLS, Protocol, Task, paint_set
 from danqing.evalsets.rows import read_rows
 from danqing.pictures import read_record
 from tests.conftest import run_danqing
@@ -32,6 +31,10 @@ QUICK: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 1}
 def engine(deepgen: Path) -> Iterator[danqing.Engine]:
     with danqing.open(deepgen, device="cpu") as engine:
         yield engine
+
+
+def fill(engine: Any, protocol: Protocol, *, on_row: Any = lambda *_: None, **task: Any) -> int:
+    return paint_set(engine, Task(protocol=protocol, **task), on_row=on_row)
 
 
 def picture(path: Path) -> None:
@@ -160,11 +163,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
 
 
 def files_in(folder: Path) -> set[str]:
-    return {
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != STATE
-    }
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_every_protocol_is_tested() -> None:
@@ -175,7 +174,7 @@ def test_every_protocol_is_tested() -> None:
 def test_the_folder_its_scorer_reads(name: str, engine: danqing.Engine, tmp_path: Path) -> None:
     write, expected = LAYOUTS[name]
     prompts, out, protocol = write(tmp_path), tmp_path / "out", PROTOCOLS[name]
-    painted = paint_set(engine, protocol, prompts=prompts, out=out, settings=QUICK)
+    painted = fill(engine, protocol, prompts=prompts, out=out, settings=QUICK)
     assert files_in(out) == expected
     pictures = [path for path in out.rglob("*.png") if not path.stem.endswith("_SRCIMG")]
     assert painted == len(pictures) * (4 if protocol.grid else 1)
@@ -189,7 +188,7 @@ def test_the_folder_its_scorer_reads(name: str, engine: danqing.Engine, tmp_path
         assert request["guidance_scale"] == (7.5 if name == "dpg-bench" else 4.0)
         assert (request["resize"] == "stretch") == protocol.edits
         assert bool(request["negative_prompt"]) == protocol.edits
-    again = paint_set(engine, protocol, prompts=prompts, out=out, settings=QUICK)
+    again = fill(engine, protocol, prompts=prompts, out=out, settings=QUICK)
     assert again == 0
 
 
@@ -203,17 +202,15 @@ def test_prompts_are_those_of_the_rows(engine: danqing.Engine, tmp_path: Path) -
         folder = tmp_path / name
         folder.mkdir()
         out = folder / "out"
-        paint_set(
-            engine, PROTOCOLS[name], prompts=LAYOUTS[name][0](folder), out=out, settings=QUICK
-        )
+        fill(engine, PROTOCOLS[name], prompts=LAYOUTS[name][0](folder), out=out, settings=QUICK)
         assert read_record(out / file)["request"]["prompt"] == prompt
 
 
 def test_what_was_interrupted_goes_on_to_the_same(engine: danqing.Engine, tmp_path: Path) -> None:
     prompts, protocol = write_geneval(tmp_path), PROTOCOLS["geneval"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    paint_set(engine, protocol, prompts=prompts, out=whole, settings=QUICK)
-    paint_set(engine, protocol, prompts=prompts, out=parts, limit=1, settings=QUICK)
+    fill(engine, protocol, prompts=prompts, out=whole, settings=QUICK)
+    fill(engine, protocol, prompts=prompts, out=parts, limit=1, settings=QUICK)
     (parts / "00000" / "samples" / "0002.png").unlink()
 
     class Stop(Exception):  # noqa: N818
@@ -223,9 +220,9 @@ def test_what_was_interrupted_goes_on_to_the_same(engine: danqing.Engine, tmp_pa
         raise Stop
 
     with pytest.raises(Stop):
-        paint_set(engine, protocol, prompts=prompts, out=parts, settings=QUICK, on_task=stop)
+        fill(engine, protocol, prompts=prompts, out=parts, settings=QUICK, on_row=stop)
     assert "00001/samples/0000.png" not in files_in(parts)
-    paint_set(engine, protocol, prompts=prompts, out=parts, settings=QUICK, batch=2)
+    fill(engine, protocol, prompts=prompts, out=parts, settings=QUICK, batch=2)
     assert files_in(parts) == files_in(whole)
     for path in whole.rglob("*.png"):
         other = parts / path.relative_to(whole)
@@ -238,21 +235,21 @@ def test_rows_that_share_a_file_name(engine: danqing.Engine, tmp_path: Path) -> 
     rows = [{"prompt_id": 1, "Prompt": "a cat"}, {"prompt_id": 1, "Prompt": "a cat"}]
     (tmp_path / "wise.json").write_text(json.dumps(rows))
     job: dict[str, Any] = {"prompts": tmp_path / "wise.json", "settings": QUICK}
-    assert paint_set(engine, PROTOCOLS["wise"], out=tmp_path / "out", **job) == 1
+    assert fill(engine, PROTOCOLS["wise"], out=tmp_path / "out", **job) == 1
     rows[1]["Prompt"] = "a dog"
     (tmp_path / "wise.json").write_text(json.dumps(rows))
     with pytest.raises(RequestError, match="two rows share a file name") as caught:
-        paint_set(engine, PROTOCOLS["wise"], out=tmp_path / "other", **job)
+        fill(engine, PROTOCOLS["wise"], out=tmp_path / "other", **job)
     assert caught.value.seen == "rows 0 and 1: 1.png"
     named = {"name": "{number}-{key}.png", **job}
-    assert paint_set(engine, PROTOCOLS["wise"], out=tmp_path / "named", **named) == 2
+    assert fill(engine, PROTOCOLS["wise"], out=tmp_path / "named", **named) == 2
 
 
 def test_corebench_finds_its_images(engine: danqing.Engine, tmp_path: Path) -> None:
     """The scorer takes the first three parts of a file's name for a key of its table."""
     prompts = write_corebench(tmp_path)
     job: dict[str, Any] = {"prompts": prompts, "out": tmp_path / "out", "settings": QUICK}
-    paint_set(engine, PROTOCOLS["t2i-corebench"], **job)
+    fill(engine, PROTOCOLS["t2i-corebench"], **job)
     table = json.loads(prompts.read_text())
     names = [path.name for path in (tmp_path / "out" / "C-MI").glob("*.png")]
     assert {"-".join(name.split("-")[:3]) for name in names} == set(table)
@@ -260,20 +257,18 @@ def test_corebench_finds_its_images(engine: danqing.Engine, tmp_path: Path) -> N
 
 def test_pictures_made_otherwise_are_not_mixed(engine: danqing.Engine, tmp_path: Path) -> None:
     prompts, out = write_wise(tmp_path), tmp_path / "out"
-    paint_set(engine, PROTOCOLS["wise"], prompts=prompts, out=out, limit=1, settings=QUICK)
+    fill(engine, PROTOCOLS["wise"], prompts=prompts, out=out, limit=1, settings=QUICK)
     with pytest.raises(OutputError, match="made otherwise") as caught:
-        paint_set(
-            engine, PROTOCOLS["wise"], prompts=prompts, out=out, settings={**QUICK, "seed": 1}
-        )
+        fill(engine, PROTOCOLS["wise"], prompts=prompts, out=out, settings={**QUICK, "seed": 1})
     assert "settings" in str(caught.value)
 
 
 def test_a_model_without_guidance_paints_too(schnell: Path, tmp_path: Path) -> None:
     with danqing.open(schnell, device="cpu") as flux:
-        paint_set(flux, PROTOCOLS["dpg-bench"], prompts=write_dpg(tmp_path), out=tmp_path / "out",
+        fill(flux, PROTOCOLS["dpg-bench"], prompts=write_dpg(tmp_path), out=tmp_path / "out",
                   settings=QUICK, limit=1)  # fmt: skip
-        with pytest.raises(NoEffectError, match="edits pictures"):
-            paint_set(flux, PROTOCOLS["rise"], prompts=tmp_path, out=tmp_path / "o", settings={})
+        with pytest.raises(NoEffectError, match="edits images"):
+            fill(flux, PROTOCOLS["rise"], prompts=tmp_path, out=tmp_path / "o", settings={})
     assert len(files_in(tmp_path / "out")) == 1
 
 
@@ -301,7 +296,7 @@ def test_rows_that_cannot_be_used(case: str, engine: danqing.Engine, tmp_path: P
     if text is not None:
         prompts.write_text(text)
     with pytest.raises(DanqingError, match=words):
-        paint_set(engine, PROTOCOLS[name], prompts=prompts, out=tmp_path / "out", settings=QUICK)
+        fill(engine, PROTOCOLS[name], prompts=prompts, out=tmp_path / "out", settings=QUICK)
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -322,7 +317,7 @@ def test_from_the_command_line(deepgen: Path, tmp_path: Path) -> None:
         *command, "--out", tmp_path / "o", "--height", 64, "--width", 64, "--steps", 1
     )
     assert done.returncode == 0, done.stderr
-    assert "4 pictures painted" in done.stderr
+    assert "4 images generated" in done.stderr
     done = run_danqing("eval-set", "--list")
     assert all(name in done.stdout for name in PROTOCOLS)
     done = run_danqing("eval-set", "imagenet", "--prompts", prompts, "--out", tmp_path / "x")

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from danqing import models
-from danqing.cli.generate import open_weights
+from danqing.cli.opening import open_weights
 from danqing.cli.terminal import overwrite, print_json, print_line
 from danqing.errors import CheckpointError, CheckpointIncompleteError, DanqingError
 from danqing.models.slots import names_with_role
@@ -17,19 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from danqing.cli.jobs.check import Checking
     from danqing.models.preflight import Finding, Preflight
     from danqing.weights import Checkpoint
 
 
-def run(
-    path: str,
-    components: Mapping[str, str],
-    *,
-    values: bool,
-    digest: bool,
-    allow_pt: bool,
-    as_json: bool,
-) -> None:
+def run(job: Checking) -> None:
     """Check a checkpoint and print what was found of each component.
 
     Raises:
@@ -38,14 +31,14 @@ def run(
     from danqing.models.preflight import preflight
 
     try:
-        checkpoint = open_weights(path, components, allow_pt=allow_pt)
+        checkpoint = open_weights(job.place, job.options)
     except CheckpointIncompleteError:
-        if components:
+        if job.options.components:
             raise
-        checkpoint = models.open_parts(path)  # raises, if it is not even that
-    found = preflight(checkpoint, values=values)
-    sums = _digests(checkpoint, quiet=as_json) if digest else {}
-    if as_json:
+        checkpoint = models.open_parts(job.place)  # raises, if it is not even that
+    found = preflight(checkpoint, values=job.values)
+    sums = _digests(checkpoint, quiet=job.as_json) if job.digest else {}
+    if job.as_json:
         print_json(_report(checkpoint, found, sums), indent=2)
     else:
         for line in _table(checkpoint, found, sums):

@@ -16,13 +16,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from danqing.cli.options import arguments
 from danqing.cli.terminal import print_json
 from danqing.devices import BACKENDS
 from danqing.devices.cpu import host_memory, shown_flags
+from danqing.errors import InstallationError, NoEffectError
 from danqing.processor import cpu_model
 from danqing.version import __version__
+
+if TYPE_CHECKING:
+    from danqing.cli.jobs.doctor import Examination
 
 LIBRARIES = (
     "torch", *BACKENDS.values(), "diffusers", "transformers", "tokenizers", "safetensors",
@@ -43,14 +48,15 @@ _ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(:|$)")
 _GIB = 2**30
 
 
-def run(*, as_json: bool) -> None:
+def run(job: Examination) -> None:
     """Print the report; the exit code is 0 as long as the CPU can paint, else 8."""
     import typer
 
-    from danqing.errors import InstallationError
-
+    unused = arguments(job.options) + ([] if job.keep is None else ["--keep", job.keep])
+    if unused:
+        raise NoEffectError(f"{unused[0]} has no effect without --paint", seen=" ".join(unused))
     report = examine()
-    if as_json:
+    if job.as_json:
         print_json(report, indent=2)
     else:
         for line in lines(report):

@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from danqing.cli.generate import (
-    Opening,
-    Printer,
-    open_engine,
-    open_weights,
-    read_components,
-    read_memory,
-)
+from danqing.cli.opening import open_engine, open_weights
+from danqing.cli.painting import Printer
 from danqing.cli.progress import make_listener
 from danqing.cli.terminal import print_json
 from danqing.errors import RequestError
-from danqing.evalsets import PROTOCOLS, paint_set
+from danqing.evalsets import PROTOCOLS, Task, paint_set
 from danqing.files import expand
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalJob:
-    """What the command line asked for."""
-
-    name: str
-    prompts: str
-    out: str
-    pictures: str | None
-    file_name: str | None
-    rules: str | None
-    limit: int | None
-    batch: int
-    model_path: str
-    components: Sequence[str]
-    allow_pt: bool
-    device: str
-    dtype: str
-    placement: str
-    memory: str | None
-    quiet: bool
-    settings: Mapping[str, Any]
+    from danqing.cli.jobs.eval_set import EvalSet
 
 
 def list_protocols(*, as_json: bool) -> None:
@@ -64,44 +34,37 @@ def list_protocols(*, as_json: bool) -> None:
         print(f"{name:<14} {one.title:<14} {kind}  {one.images} a prompt  {one.file}")
 
 
-def run(job: EvalJob) -> None:
-    """Paint the benchmark, and say where the pictures are."""
+def run(job: EvalSet) -> None:
+    """Generate the benchmark's images, and print where they are."""
+    if job.name is None or job.prompts is None or job.out is None:
+        raise RequestError(
+            "an eval set needs a name, prompts and a folder",
+            allowed="danqing eval-set NAME --prompts FILE --out FOLDER, or --list",
+        )
     protocol = PROTOCOLS.get(job.name.lower())
     if protocol is None:
-        raise RequestError("there is no such eval set", seen=job.name, allowed=", ".join(PROTOCOLS))
-    components = read_components(job.components)
-    checkpoint = open_weights(job.model_path, components, allow_pt=job.allow_pt)
-    opening = Opening(
-        model_path=job.model_path,
-        device=job.device,
-        dtype=job.dtype,
-        components=components,
-        placement=job.placement,
-        memory=read_memory(job.memory),
+        raise RequestError("unknown eval set", seen=job.name, allowed=", ".join(PROTOCOLS))
+    task = Task(
+        protocol=protocol,
+        prompts=expand(job.prompts),
+        out=expand(job.out),
+        pictures=expand(job.pictures) if job.pictures else None,
+        name=job.file_name,
+        rules=job.rules,
+        limit=job.limit,
+        batch=job.batch,
+        settings=job.settings,
     )
+    checkpoint = open_weights(job.model_path, job.options)
 
-    def said(number: int, total: int, there: bool) -> None:
+    def report(number: int, total: int, there: bool) -> None:
         if not job.quiet:
             print(f"{number} of {total}{': there already' * there}", file=sys.stderr)
 
-    with open_engine(checkpoint, opening) as engine:
-        say = Printer(quiet=job.quiet, as_json=False)
-        say.plan(engine)
+    with open_engine(checkpoint, job.options) as engine:
+        Printer(quiet=job.quiet, as_json=False).plan(engine)
         with make_listener(quiet=job.quiet) as listen:
-            painted = paint_set(
-                engine,
-                protocol,
-                prompts=expand(job.prompts),
-                out=expand(job.out),
-                pictures=expand(job.pictures) if job.pictures else None,
-                name=job.file_name,
-                rules=job.rules,
-                limit=job.limit,
-                batch=job.batch,
-                settings=job.settings,
-                listen=listen,
-                on_task=said,
-            )
+            painted = paint_set(engine, task, listen=listen, on_row=report)
     if not job.quiet:
-        print(f"{painted} pictures painted", file=sys.stderr)
+        print(f"{painted} images generated", file=sys.stderr)
     print(job.out)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from danqing.cli.generate import DEFAULT_OUTPUT, Target, check_target_of, describe
 from danqing.cli.options import flags, setting_names, setting_type
+from danqing.cli.painting import Target, check_target_of, describe
 from danqing.errors import DanqingError, RequestError
 from danqing.pictures import fill_template
 from danqing.request import Request
@@ -14,7 +14,8 @@ from danqing.request import Request
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from danqing.cli.generate import Painter
+    from danqing.cli.jobs.generate import Painting
+    from danqing.cli.painting import Painter
 
 HELP = """type a prompt, or one of
   /seed 7           set a setting: /{names}
@@ -26,9 +27,9 @@ HELP = """type a prompt, or one of
 an empty line paints the last prompt again"""
 
 
-def converse(painter: Painter, settings: Mapping[str, Any]) -> None:
+def converse(painter: Painter, job: Painting, settings: Mapping[str, Any]) -> None:
     """Read lines until /quit or the end; an error ends a picture, not the loop."""
-    talk = _Talk(painter, dict(settings))
+    talk = _Talk(painter, job, dict(settings))
     terminal = sys.stdin.isatty()
     if terminal:
         print("a prompt, or /help", file=sys.stderr)
@@ -41,13 +42,14 @@ def converse(painter: Painter, settings: Mapping[str, Any]) -> None:
 
 
 class _Talk:
-    def __init__(self, painter: Painter, settings: dict[str, Any]) -> None:
+    def __init__(self, painter: Painter, job: Painting, settings: dict[str, Any]) -> None:
         self.over = False
         self._painter = painter
         self._engine = painter.engine
         self._settings = settings
-        self._output = painter.job.output_image or DEFAULT_OUTPUT
-        self._prompt = painter.job.prompts[-1] if painter.job.prompts else ""
+        self._output = job.output
+        self._batch = job.batch
+        self._prompt = job.texts[-1] if job.texts else ""
         self._names = {
             flag.removeprefix("--"): name for name in setting_names() for flag in flags(name)
         }
@@ -73,7 +75,7 @@ class _Talk:
     def paint(self, prompt: str) -> None:
         """Paint with the settings of now."""
         request = Request(prompt=prompt, **self._settings)
-        target = Target(request=request, output=self._output, batch=self._painter.job.batch)
+        target = Target(request=request, output=self._output, batch=self._batch)
         check_target_of(self._engine.spec, target)
         self._prompt = prompt
         for _ in self._painter.paint(target):

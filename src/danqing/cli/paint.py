@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danqing.cli.generate import Opening, open_engine
+from danqing.cli.opening import open_engine
 from danqing.cli.terminal import print_json
 from danqing.errors import BrokenPictureError
 from danqing.models import open_checkpoint
@@ -15,22 +15,21 @@ from danqing.pictures import check_target
 from danqing.weights import POCKET
 
 if TYPE_CHECKING:
+    from danqing.cli.jobs.doctor import Examination
     from danqing.engine import Engine
     from danqing.pocket.suite import Outcome
 
 
-def run(*, device: str | None, dtype: str | None, keep: str | None, as_json: bool) -> None:
+def run(job: Examination) -> None:
     """Paint the pocket suite and print what it shows.
 
     Raises:
         BrokenPictureError: a picture does not show its prompt, or is too far from its reference.
     """
+    keep, as_json = job.keep, job.as_json
     if keep is not None:
         check_target(Path(keep) / "name.png", pixels=0)
-    opening = Opening(
-        model_path=POCKET, device=device or "auto", dtype=dtype or "auto", components={}
-    )
-    with open_engine(open_checkpoint(POCKET), opening) as engine:
+    with open_engine(open_checkpoint(POCKET), job.options) as engine:
         if not as_json:
             print(_heading(engine))
         started = time.monotonic()

@@ -1,290 +1,174 @@
-"""What `generate` and `edit`, the commands that paint, have in common: flags, and the work."""
+"""Paints targets, saves each image as soon as it is finished, and prints what happened."""
 
 from __future__ import annotations
 
-import inspect
-from typing import TYPE_CHECKING, Annotated, Any
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from danqing.cli.options import extended, setting_names, setting_parameters
+from danqing.cli.terminal import print_json
+from danqing.errors import DanqingError
+from danqing.escaping import escape
+from danqing.pictures import check_target, fill_template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
-ComponentFlag = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=PLACE",
-        help="Take one component (t5, clip, vlm, vae, transformer, ...) from elsewhere; may be "
-        "repeated.",
-    ),
-]
+    from danqing.engine import Engine
+    from danqing.generation import Picture
+    from danqing.models.base import ModelSpec
+    from danqing.request import Request
+    from danqing.runner import Listener
 
 
-PlaceFlag = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--place",
-        metavar="NAME=DEVICE",
-        help="Put one component on another device: vlm=npu:1; may be repeated.",
-    ),
-]
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One request and where its pictures go.
 
-AllowPtFlag = Annotated[
-    bool,
-    typer.Option(
-        "--allow-pt",
-        help="The file named is DeepGen's original .pt: open it, of tensors only "
-        "(torch.load with weights_only).",
-    ),
-]
-
-
-def _flags(
-    *,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", "-p", metavar="TEXT", help="The same; may be repeated."),
-    ] = None,
-    rules: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="Put before every prompt, as some benchmarks want it."),
-    ] = None,
-    prompts_file: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="A prompt on each line, or a JSON object with a prompt and its own settings; "
-            "- reads standard input.",
-        ),
-    ] = None,
-    model_path: Annotated[
-        str | None,
-        typer.Option(
-            "--model-path",
-            "-m",
-            metavar="PLACE",
-            help="Folder or file of the weights, or a model's id on a hub, looked up on this "
-            "disk.  [default: pocket, which comes with danqing]",
-        ),
-    ] = None,
-    component: ComponentFlag = None,
-    allow_pt: AllowPtFlag = False,
-    from_picture: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="PICTURE",
-            help="Make an image again from the record it carries; other settings change it. Taken "
-            "from the record: the request, and the model by its name.",
-        ),
-    ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            help="With --from: open the files that the record names (model, components, images to "
-            "edit), and take its device, dtype and other options.",
-        ),
-    ] = False,
-    output_image: Annotated[
-        str | None,
-        typer.Option(
-            "--output-image",
-            "--output",
-            "-o",
-            metavar="NAME",
-            help="Where the picture goes: .png, .jpg or .webp; {seed}, {index} and {model} are "
-            "filled in.  [default: {model}-{seed}.png]",
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing files; else the next free name.")
-    ] = False,
-    size: Annotated[
-        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Both at once: 768x512.")
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="auto, cpu, cuda[:i], npu[:i], xpu[:i] or mps.  [default: auto]"
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="auto, bfloat16, float16 or float32.  [default: auto]"),
-    ] = None,
-    placement: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="auto, resident (all weights stay on the device), staged (each stage's are read "
-            "when it begins and leave when it ends) or streamed (so, and the blocks of the large "
-            "ones are read while they are computed).  [default: auto]",
-        ),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="What the run may take: of the device, or on a CPU of the process: 8GiB, "
-            "12000MB.  [default: nine tenths of what is free]",
-        ),
-    ] = None,
-    quantise: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="off, or int8: the transformer's blocks compute with bytes. Faster and half as "
-            "large, and not exact; verify parity says how far off.  [default: off]",
-        ),
-    ] = None,
-    prompt_cache: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Keep there what prompts became: one that comes again needs no text encoder.",
-        ),
-    ] = None,
-    tile: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N",
-            help="auto (decode in tiles if the whole picture does not fit), off, or the side of "
-            "the tiles in pixels.  [default: auto]",
-        ),
-    ] = None,
-    attention: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="auto (on some CPUs in bfloat16 native, else torch), torch (the kernel it "
-            "prefers), native (our own for such CPUs), math, flash, efficient or cudnn; on an NPU "
-            "npu or mindie.  [default: auto]",
-        ),
-    ] = None,
-    deterministic: Annotated[
-        bool,
-        typer.Option("--deterministic", help="Only kernels that give the same bits again."),
-    ] = False,
-    place: PlaceFlag = None,
-    fused: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="auto (on some CPUs in bfloat16 all, else off), off, all, or some of the device's "
-            "fused kernels: rms_norm,rope,group_norm_silu of an NPU; rms_norm,rope,gelu,"
-            "modulated_norm of such a CPU.  [default: auto]",
-        ),
-    ] = None,
-    compile_with: Annotated[
-        str | None,
-        typer.Option(
-            "--compile",
-            metavar="NAME",
-            help="off, or compile the transformer's blocks before the first step: inductor; on an "
-            "NPU npugraph or torchair.  [default: off]",
-        ),
-    ] = None,
-    batch: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Pictures of a prompt computed together; it is measured and said whether they "
-            "keep the bits they have alone.",
-        ),
-    ] = 1,
-    loop: Annotated[
-        bool, typer.Option("--loop", help="Read prompts from the terminal; the model stays loaded.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would happen; read no weights.")
-    ] = False,
-    proof: Annotated[
-        bool,
-        typer.Option("--offline-proof", help="Fail if anything here opens a network connection."),
-    ] = False,
-    json_lines: Annotated[
-        bool, typer.Option("--json", help="One JSON record for each picture on standard output.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress.")] = False,
-) -> None:
-    """Declare the flags; nothing calls this."""
-
-
-def _probing_flags(
-    *,
-    model_path: Annotated[
-        str,
-        typer.Option("--model-path", "-m", metavar="PLACE", help="The weights.  [default: pocket]"),
-    ] = "pocket",
-    component: ComponentFlag = None,
-    dtype: Annotated[
-        str, typer.Option(metavar="NAME", help="As in generate.  [default: auto]")
-    ] = "auto",
-    placement: Annotated[
-        str, typer.Option(metavar="NAME", help="As in generate.  [default: auto]")
-    ] = "auto",
-    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="As in generate.")] = None,
-    quantise: Annotated[
-        str, typer.Option(metavar="NAME", help="As in generate.  [default: off]")
-    ] = "off",
-    tile: Annotated[
-        str, typer.Option(metavar="N", help="As in generate.  [default: auto]")
-    ] = "auto",
-    attention: Annotated[
-        str, typer.Option(metavar="NAME", help="As in generate.  [default: auto]")
-    ] = "auto",
-    deterministic: Annotated[bool, typer.Option("--deterministic", help="As in generate.")] = False,
-    compile_with: Annotated[
-        str, typer.Option("--compile", metavar="NAME", help="As in generate.  [default: off]")
-    ] = "off",
-    fused: Annotated[
-        str, typer.Option(metavar="NAMES", help="As in generate.  [default: auto]")
-    ] = "auto",
-    place: PlaceFlag = None,
-) -> None:
-    """Declare the flags of commands that look into a run; nothing calls this."""
-
-
-def painting_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command with `**given` all flags of a command that paints."""
-    return extended(command, [*_declared(_flags), *setting_parameters()])
-
-
-def probing_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command with `**given` the flags of a command that looks into a run."""
-    return extended(command, [*_declared(_probing_flags), *setting_parameters()])
-
-
-def _declared(template: Callable[..., None]) -> list[inspect.Parameter]:
-    hints = inspect.get_annotations(template, eval_str=True)
-    return [
-        parameter.replace(annotation=hints[parameter.name])
-        for parameter in inspect.signature(template).parameters.values()
-    ]
-
-
-def run_painting(
-    prompts: Sequence[str] | None, images: Sequence[str], *, given: dict[str, Any]
-) -> None:
-    """Do what such a command was told.
-
-    Args:
-        prompts: without a flag before them.
-        images: to be edited, without a flag before them.
-        given: the flags.
+    Attributes:
+        request: what to paint.
+        output: template of the file names.
+        batch: pictures computed together.
+        only: the one picture to keep; the others are there to make its batch what it was.
+        expected_sha256: digest of the pixels, where they are known.
     """
-    from danqing.cli.generate import Job, run
 
-    settings = {name: given.pop(name) for name in setting_names()}
-    settings["image"] = [*images, *(settings["image"] or [])] or None
-    run(
-        Job(
-            prompts=[*(prompts or []), *(given.pop("prompt") or [])],
-            components=given.pop("component") or [],
-            settings={name: value for name, value in settings.items() if value is not None},
-            **given,
+    request: Request
+    output: str
+    batch: int
+    only: int | None = None
+    expected_sha256: str | None = None
+
+
+def check_target_of(spec: ModelSpec, target: Target) -> None:
+    """Fail before the work if the request or the output name cannot be."""
+    request = spec.resolve(target.request)
+    path = fill_template(target.output, seed=0, index=0, model=spec.name)
+    check_target(path, pixels=request.width * request.height)
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Makes the pictures of targets, saves each as soon as it is finished, and says so."""
+
+    engine: Engine
+    overwrite: bool
+    say: Printer
+    listen: Listener | None
+
+    def paint_all(self, targets: list[Target]) -> None:
+        """Paint one target after the other; if it ends early, say how many pictures there are."""
+        total = sum(
+            1 if target.only is not None else target.request.num_images_per_prompt
+            for target in targets
         )
-    )
+        saved = 0
+        try:
+            for target in targets:
+                for _ in self.paint(target):
+                    saved += 1
+        except (DanqingError, KeyboardInterrupt):
+            if total > 1:
+                print(f"danqing: {saved} of {total} pictures were saved", file=sys.stderr)
+            raise
+
+    def paint(self, target: Target) -> Iterator[Path]:
+        """Yield the file of each picture when it is written."""
+        pictures = self.engine.paint(target.request, batch=target.batch, listen=self.listen)
+        for picture in pictures:
+            if target.only not in (None, picture.index):
+                continue
+            path = fill_template(
+                target.output,
+                seed=picture.request.seed,
+                index=picture.index,
+                model=self.engine.spec.name,
+            )
+            path = picture.save(path, overwrite=self.overwrite)
+            yield path  # it is saved, even if that cannot be printed
+            self.say.picture(picture, path, target)
+
+
+def describe(request: Request) -> str:
+    """Return a request's settings in one line."""
+    parts = [
+        f"{request.width}x{request.height}",
+        f"{request.num_inference_steps} steps",
+        f"seed {'random' if request.seed is None else request.seed}",
+    ]
+    if request.guidance_scale is not None:
+        parts.append(f"guidance {request.guidance_scale:g}")
+    if request.image is not None:
+        parts.append("from " + " and ".join(image.name for image in request.image))
+    if request.num_images_per_prompt > 1:
+        parts.append(f"{request.num_images_per_prompt} pictures")
+    return ", ".join(parts)
+
+
+class Printer:
+    """What the command says: pictures on standard output, plan and notes on standard error."""
+
+    def __init__(self, *, quiet: bool, as_json: bool) -> None:
+        """Choose how much is said, and in what form."""
+        self.quiet = quiet
+        self.as_json = as_json
+        self._batches_said: set[int] = set()
+
+    def plan(self, engine: Engine) -> None:
+        """Say what will happen."""
+        if self.quiet:
+            return
+        for label, text in engine.plan.lines():
+            print(f"{label:<18} {text}", file=sys.stderr)
+
+    def note(self, text: str) -> None:
+        """Say what the user should know."""
+        print(f"danqing: note: {escape(text, one_line=True)}", file=sys.stderr)
+
+    def picture(self, picture: Picture, path: Path, target: Target) -> None:
+        """Say that a picture is written, and what was notable about it."""
+        for note in picture.notes if picture.index == (target.only or 0) else ():
+            self.note(note)
+        self._batch(picture.provenance.batch)
+        same = None
+        if target.expected_sha256 is not None:
+            same = picture.pixels_sha256 == target.expected_sha256
+            self.note(
+                "the same picture, bit for bit" if same else "the pixels differ from the original"
+            )
+        if self.as_json:
+            extra = {} if same is None else {"identical": same}
+            print_json({"file": str(path), **extra, **picture.record()})
+        elif self.quiet or not (sys.stdout.isatty() and sys.stderr.isatty()):
+            print(path)  # at a terminal the line below says it too
+        sys.stdout.flush()
+        if not self.quiet:
+            print(f"{path}: {describe(picture.request)}; {_costs(picture)}", file=sys.stderr)
+
+    def _batch(self, batch: Mapping[str, Any]) -> None:
+        """Say once for each size what computing together did to the bits."""
+        if "bits" not in batch or batch["size"] in self._batches_said:
+            return
+        self._batches_said.add(batch["size"])
+        difference = batch["max_pixel_difference"]
+        how = "the same bits" if not difference else f"a largest pixel difference of {difference}"
+        self.note(
+            f"batch {batch['size']} is {batch['bits']}: its last picture made alone as well "
+            f"has {how}"
+        )
+
+
+def _costs(picture: Picture) -> str:
+    seconds: dict[str, float] = {}
+    steps, compiling = 0, 0.0
+    for cost in picture.stages:
+        seconds[cost.name] = seconds.get(cost.name, 0.0) + cost.seconds
+        steps += cost.steps
+        compiling += cost.compile_seconds
+    parts = [f"{name} {spent:.2f} s" for name, spent in seconds.items()]
+    each = ""
+    if steps:
+        each = f"{(seconds.get('denoise', 0.0) - compiling) / steps:.3f} s/step"
+        each = f" ({each}, and {compiling:.1f} s compiling)" if compiling else f" ({each})"
+    return ", ".join(part + each * part.startswith("denoise") for part in parts)

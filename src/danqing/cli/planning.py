@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from danqing.cli.generate import open_engine, open_weights, read_size
+from danqing.cli.opening import open_engine, open_weights
+from danqing.cli.prompts import read_size
 from danqing.cli.terminal import print_json
 from danqing.models import identify
 from danqing.quantities import size as in_units
-from danqing.request import Request
 
 if TYPE_CHECKING:
-    from danqing.cli.verify import TraceJob
+    from danqing.cli.jobs.plan import Planning
     from danqing.plan import Plan
 
 
-def run(job: TraceJob, *, size: str | None, batch: int, as_json: bool) -> None:
+def run(job: Planning) -> None:
     """Print the plan as a table or as JSON."""
-    checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
-    settings = {**job.settings, **read_size(size, job.settings)}
-    resolved = identify(checkpoint).resolve(Request(prompt=job.prompt, **settings))
+    checkpoint = open_weights(job.model_path, job.options)
+    settings = {**job.settings, **read_size(job.size, job.settings)}
+    resolved = identify(checkpoint).resolve(job.replace(settings=settings).request())
     request, notes = resolved.forecast, resolved.notes
-    opening = replace(job.opening, planned_for=request, batch=batch)
-    with open_engine(checkpoint, opening) as engine:
-        if as_json:
+    with open_engine(checkpoint, job.options, planned_for=request, batch=job.batch) as engine:
+        if job.as_json:
             row = {"plan": engine.plan.as_dict(), "request": request.model_dump(), "notes": notes}
             print_json(row, indent=1)
             return

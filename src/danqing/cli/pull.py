@@ -12,43 +12,35 @@ from danqing.weights.pull import RemoteFile
 from danqing.weights.pull import pull as download
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
+    from danqing.cli.jobs.pull import Pulling
 
-def run(
-    repository: str,
-    *,
-    source: str,
-    revision: str | None,
-    layout: str,
-    include: Sequence[str],
-    dry_run: bool,
-    quiet: bool,
-) -> None:
+
+def run(job: Pulling) -> None:
     """Download, and say where the files are."""
 
     def show(file: RemoteFile, number: int, count: int) -> None:
-        if not quiet:
+        if not job.quiet:
             print(f"{number} of {count}  {size(file.size):>11}  {file.path}", flush=True)
 
     def plan(count: int, needed: int, cache: Path) -> None:
-        if count and not quiet:
+        if count and not job.quiet:
             print(f"{count} files, {size(needed)}, to {cache}", flush=True)
 
-    with _without_bars(quiet=quiet):
+    with _without_bars(quiet=job.quiet):
         found = download(
-            repository, source=source, revision=revision, layout=layout, include=include,
-            dry_run=dry_run, on_plan=plan, on_file=show,
+            job.repository, source=job.source, revision=job.revision, layout=job.layout,
+            include=job.include or [], dry_run=job.dry_run, on_plan=plan, on_file=show,
         )  # fmt: skip
     total = sum(file.size for file in found.files)
-    if dry_run:
+    if job.dry_run:
         print(f"{size(found.fetched_bytes)} of {size(total)} would be fetched to {found.path}")
         return
     print(f"{found.path}: {len(found.files)} files, {size(total)}", end="")
     print(f", {size(found.fetched_bytes)} fetched" if found.fetched_bytes else ", all here already")
-    if not quiet:
-        print(f"danqing generate -m {repository} ...", file=sys.stderr)
+    if not job.quiet:
+        print(f"danqing generate -m {job.repository} ...", file=sys.stderr)
 
 
 def _without_bars(*, quiet: bool) -> contextlib.AbstractContextManager[object]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danqing.devices import OWN_ATTENTION
-from danqing.errors import DanqingError, OutputError, UntrustedRecordError
+from danqing.errors import DanqingError, OutputError, RequestError, UntrustedRecordError
 from danqing.models import open_checkpoint
+from danqing.options import LOCAL, Options
 from danqing.pictures import read_record
 from danqing.plan import ATTENTION
 from danqing.request import MAX_BATCH
@@ -42,7 +43,7 @@ class Recorded:
         layout: of the model.
         fingerprint: of the model's weights.
         components: places of single components.
-        options: device, dtype and the other options of the run, as they are typed.
+        options: how the model ran, without the files that were opened.
         threads: number of threads that computed, if it matters.
         batch: images computed together.
         position: of this image among them.
@@ -55,7 +56,7 @@ class Recorded:
     layout: str
     fingerprint: str
     components: Mapping[str, str]
-    options: Mapping[str, str]
+    options: Options
     threads: int | None
     batch: int
     position: int
@@ -153,8 +154,8 @@ def require_names(recorded: Recorded, *, model: bool, images: bool) -> None:
     needed = recorded.named(model=not model, images=not images)
     if not needed:
         return
-    flags = [] if model else ["-m PLACE"]
-    flags += ["--component NAME=PLACE"] if recorded.components and not model else []
+    flags = [] if model else ["-m PATH"]
+    flags += ["--component NAME=PATH"] if recorded.components and not model else []
     flags += [] if images or not recorded.images else ["--image FILE"]
     lost = "" if model else "; no model here has its name and fingerprint"
     raise UntrustedRecordError(
@@ -166,27 +167,49 @@ def require_names(recorded: Recorded, *, model: bool, images: bool) -> None:
 
 
 def left_out(recorded: Recorded, plan: Plan) -> list[str]:
-    """Return the recorded options that a run does not follow, as they are shown."""
+    """Return the recorded options that a run does not follow and that can change its bits."""
     followed = {
         "device": plan.device,
         "dtype": plan.dtype,
         "attention": plan.attention,
-        "deterministic": "yes" if plan.deterministic else "no",
+        "deterministic": plan.deterministic,
         "compile": plan.compiled,
         "fused": ",".join(plan.fused) or "off",
         "tile": str(plan.tile or "off"),
-        "quantise": "int8" if any(part.arithmetic for part in plan.components) else "off",
+        "quantize": "int8" if any(part.arithmetic for part in plan.components) else "off",
+        "place": {part.name: part.device for part in plan.components if part.device},
     }
     return [
-        _shown(f"{name}={value}")
-        for name, value in recorded.options.items()
-        if value not in ("auto", followed[name])
+        _option(name, value)
+        for name, value in recorded.options
+        if name in followed and value not in ("auto", followed[name])
     ]
 
 
 def shown_options(recorded: Recorded) -> list[str]:
-    """Return all recorded options, as they are shown."""
-    return [_shown(f"{name}={value}") for name, value in recorded.options.items()]
+    """Return the recorded options, as they are shown."""
+    return [_option(name, value) for name, value in recorded.options.typed.items()]
+
+
+def restored(recorded: Recorded) -> Options:
+    """Return the recorded options, to get the same again.
+
+    On a CPU the kernels of our own are left to choose: another CPU has others, or none.
+    """
+    options = recorded.options
+    if options.device != "cpu":
+        return options
+    return options.replace(
+        attention="auto" if options.attention in OWN_ATTENTION else options.attention,
+        fused="auto" if options.fused != "off" else "off",
+    )
+
+
+def _option(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        value = ",".join(f"{key}={one}" for key, one in value.items()) or "none"
+    value = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
+    return _shown(f"{name}={value}")
 
 
 def _shown(text: str) -> str:
@@ -233,24 +256,44 @@ class _Reader:
             path = "" if image.get("path") is None else read.text("path")
             yield path, read.text("pixels_sha256")
 
-    def options(self) -> dict[str, str]:
+    def options(self) -> Options:
+        """Return the recorded options; older records have them among what made the image."""
+        table = self._value("options", dict, None)
+        try:
+            return Options(**self._older() if table is None else self._bounded(table))
+        except RequestError as error:
+            raise self._damaged("options", _shown(f"{error.what}: {error.seen}")) from error
+
+    def _bounded(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a table without the options that no record decides; texts are bounded."""
+        kept = {name: value for name, value in table.items() if name not in LOCAL}
+        read = _Reader(kept, self._path)
+        return {
+            name: read.text(name)
+            if isinstance(value, str)
+            else read.texts(name)
+            if isinstance(value, dict)
+            else value
+            for name, value in kept.items()
+        }
+
+    def _older(self) -> dict[str, Any]:
         device = "provenance.device"
-        name = self.text(f"{device}.name")
         tile = self.number(f"{device}.tile", most=2**20, default=None)
         fused = self._value(f"{device}.fused", list, [])
         if not all(isinstance(one, str) and len(one) <= _SHOWN for one in fused):
             raise self._damaged(f"{device}.fused", "no list of names")
         recorded = self.text("provenance.attention", "auto")
         return {
-            "device": name,
+            "device": self.text(f"{device}.name"),
             "dtype": self.text("provenance.dtype"),
-            # older records have a sentence there: torch always chose
+            # the oldest have a sentence there: torch always chose
             "attention": recorded if recorded in ATTENTION else "auto",
-            "deterministic": "yes" if self._value(f"{device}.deterministic", bool, False) else "no",
+            "deterministic": self._value(f"{device}.deterministic", bool, False),
             "compile": self.text(f"{device}.compiled", "off"),
             "fused": ",".join(fused) or "off",
             "tile": str(tile or "off"),
-            "quantise": "int8" if self._value(f"{device}.quantised", dict, {}) else "off",
+            "quantize": "int8" if self._value(f"{device}.quantised", dict, {}) else "off",
         }
 
     def _value(self, name: str, kind: type, default: Any = _REQUIRED) -> Any:
@@ -269,17 +312,3 @@ class _Reader:
         return OutputError(
             "the picture's record is damaged", seen=f"{self._path}: {_shown(name)} is {seen}"
         )
-
-
-def typed_options(recorded: Recorded) -> dict[str, str]:
-    """Return the recorded options as they are typed to get the same again.
-
-    On a CPU the kernels of our own are left to choose: another CPU has others, or none.
-    """
-    options = dict(recorded.options)
-    if options["device"] == "cpu":
-        if options["attention"] in OWN_ATTENTION:
-            options["attention"] = "auto"
-        if options["fused"] != "off":
-            options["fused"] = "auto"
-    return options

@@ -17,7 +17,9 @@ from danqing.errors import RequestError
 from danqing.quantities import size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
+
+    from danqing.cli.jobs.rehearse import Rehearsal
 
 CAUTION = (
     "This was a simulation: the arithmetic was the CPU's. It proves neither the numerics nor the "
@@ -29,18 +31,23 @@ UNCHARGED = (
 )
 
 
-def run(
-    words: Sequence[str], *, chip: str, memory: float | None, devices: int, as_json: bool
-) -> int:
+def run(job: Rehearsal) -> int:
     """Run the program in a process of its own, print what was found, and return the exit code.
 
     Raises:
         RequestError: there is no program, or no such chip.
     """
+    words, chip = job.program or [], job.chip
     if not words:
         raise RequestError(
             "there is nothing to rehearse",
             allowed="danqing rehearse -- generate ..., or danqing rehearse -- python SCRIPT ...",
+        )
+    if words[0].startswith("-"):
+        raise RequestError(
+            f"unknown option {words[0]}",
+            allowed="--chip, --memory, --cards, --json",
+            hint="options of the program follow its name: danqing rehearse -- generate ...",
         )
     if words[0] in {"python", "python3"} and (len(words) == 1 or not Path(words[1]).is_file()):
         raise RequestError("there is no such script", seen=" ".join(words))
@@ -49,8 +56,8 @@ def run(
         raise RequestError("there is no such chip", seen=chip, allowed=known)
     with scratch_folder() as folder:
         place = folder / "findings.json"
-        options = ["--chip", chip, "--devices", str(devices), "--findings", str(place)]
-        options += [] if memory is None else ["--memory", str(memory)]
+        options = ["--chip", chip, "--devices", str(job.cards), "--findings", str(place)]
+        options += [] if job.memory is None else ["--memory", str(job.memory)]
         child = subprocess.run(  # noqa: S603
             [sys.executable, "-m", "danqing.devices.simulated.rehearsal", *options, "--", *words],
             check=False,
@@ -60,7 +67,7 @@ def run(
         if not place.is_file():
             return child.returncode or 1
         found = json.loads(place.read_text("utf-8"))
-    if as_json:
+    if job.as_json:
         print_json({**found, "caution": CAUTION}, indent=1)
     else:
         for line in _lines(found):

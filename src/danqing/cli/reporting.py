@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from danqing.atomic import write_whole
-from danqing.cli.generate import Printer, open_engine, open_weights
+from danqing.cli.jobs.generate import DEFAULT_OUTPUT
+from danqing.cli.opening import open_engine, open_weights
+from danqing.cli.options import arguments, flags, setting_names
+from danqing.cli.painting import Printer
 from danqing.cli.scratch import scratch_folder
 from danqing.cli.terminal import print_json
 from danqing.cli.verify import (
@@ -22,8 +25,9 @@ from danqing.cli.verify import (
     trace_at,
     with_request_of,
 )
-from danqing.errors import OutputError
+from danqing.errors import NoEffectError, OutputError
 from danqing.files import expand
+from danqing.options import Options
 from danqing.report import collect, document
 from danqing.report.changes import changes
 from danqing.report.document import read_report
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from danqing.cli.verify import TraceJob
+    from danqing.cli.jobs.report import Reporting
     from danqing.engine import Engine
     from danqing.generation import Picture
     from danqing.report.changes import Change
@@ -46,58 +50,37 @@ if TYPE_CHECKING:
 NONE = "none"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportJob:
-    """What a report is asked for.
-
-    Attributes:
-        job: prompt, weights, device, settings.
-        prompted: the prompt was typed, not filled in.
-        out: the folder it is written into.
-        reference: a device, a trace's file, or `none`.
-        edit: what to do with the picture, as a second case; None for no such case.
-        repeats: pictures timed.
-        batch: size of the batch that is tried; 0 for none.
-        cost: measure deterministic kernels.
-        process: repeat in another process.
-        switches: judge the switches of memory and speed.
-        require: the rung that parity must reach.
-        lpips: weights of LPIPS, to measure that, too.
-        quiet: no plan and no progress.
-    """
-
-    job: TraceJob
-    prompted: bool
-    out: Path
-    reference: str
-    edit: str | None
-    repeats: int
-    batch: int
-    cost: bool
-    process: bool
-    switches: bool
-    require: str
-    lpips: Path | None
-    quiet: bool
+def check_effect(job: Reporting) -> None:
+    """Refuse flags that would change nothing."""
+    if job.compare is not None or job.views is not None:
+        typed = {"PROMPT": job.prompt, "--edit": job.edit, "--lpips": job.lpips}
+        words = [*(name for name, value in typed.items() if value is not None), *job.settings]
+        unused = [*words, *(flags(name, Options)[0] for name in job.options.typed)]
+        if unused or (job.compare is not None and job.views is not None):
+            raise NoEffectError(
+                "--compare and --views run nothing, and stand alone",
+                seen=", ".join(unused) or "both",
+            )
+    if job.as_json and job.compare is None:
+        raise NoEffectError("--json has no effect without --compare: report.json is written anyway")
 
 
-def run(asked: ReportJob) -> bool:
+def run(job: Reporting) -> bool:
     """Measure, write everything into the folder, and return whether all verdicts passed."""
-    check_rung(asked.require, RUNGS)
-    _make_folder(asked.out)
-    if (trace := trace_at(asked.reference)) is not None:
-        job = with_request_of(asked.job, trace, prompted=asked.prompted)
-        asked = replace(asked, job=job, prompted=True)
-    case, engine_facts = _case(asked, asked.job, "text to image")
+    check_rung(job.require, RUNGS)
+    _make_folder(expand(job.out))
+    if (trace := trace_at(job.reference)) is not None:
+        job = with_request_of(job, trace)
+    case, engine_facts = _case(job, "text to image")
     cases = [case]
-    if asked.edit is not None:
-        painted = str(asked.out / case.picture.file)
-        job = replace(
-            asked.job, prompt=asked.edit, settings={**asked.job.settings, "image": [painted]}
+    if job.edit is not None:
+        # a trace is of one image: an edit of it is compared with the CPU here
+        edit = job.replace(
+            prompt=job.edit,
+            settings={**job.settings, "image": [str(expand(job.out) / case.picture.file)]},
+            reference=job.reference if trace is None else "cpu",
         )
-        # a trace is of one picture: what is done with it is compared with the CPU here
-        reference = asked.reference if trace is None else "cpu"
-        cases.append(_case(replace(asked, reference=reference), job, "edit")[0])
+        cases.append(_case(edit, "edit")[0])
     found = document.Report(
         made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=shlex.join(["danqing", *sys.argv[1:]]),
@@ -105,9 +88,9 @@ def run(asked: ReportJob) -> bool:
         cases=cases,
         **engine_facts,
     )
-    write(found, asked.out)
-    _print(found, asked)
-    return found.passed or asked.require == ANY
+    write(found, expand(job.out))
+    _print(found, job)
+    return found.passed or job.require == ANY
 
 
 def write(found: document.Report, folder: Path) -> None:
@@ -143,19 +126,16 @@ def run_comparison(before: str, after: str, *, as_json: bool) -> bool:
 # --- one case ------------------------------------------------------------------------------------
 
 
-def _case(asked: ReportJob, job: TraceJob, name: Any) -> tuple[document.Case, dict[str, Any]]:
-    say = Printer(quiet=asked.quiet, as_json=False)
-    prefix = name.replace(" ", "-")
-    checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
+def _case(job: Reporting, name: Any) -> tuple[document.Case, dict[str, Any]]:
+    say = Printer(quiet=job.quiet, as_json=False)
+    prefix, out = name.replace(" ", "-"), expand(job.out)
     with scratch_folder() as scratch:
-        with open_engine(checkpoint, job.opening) as engine:
+        with open_engine(open_weights(job.model_path, job.options), job.options) as engine:
             say.plan(engine)
-            settings = dict(job.settings)
-            asked_for = Request(prompt=job.prompt, **settings)
-            request = engine.spec.resolve(asked_for)
-            job = replace(job, settings={**settings, "seed": request.seed})
+            request = engine.spec.resolve(job.request())
+            job = job.replace(settings={**job.settings, "seed": request.seed})
             say.note(f"{name}: timing")
-            first, timed = _paint(engine, request, asked.repeats)
+            first, timed = _paint(engine, request, job.repeats)
             record = first.record()
             facts = _facts(engine, record)
             flops = engine.step_flops(request)
@@ -166,20 +146,20 @@ def _case(asked: ReportJob, job: TraceJob, name: Any) -> tuple[document.Case, di
                 engine,
                 request,
                 folder=scratch,
-                in_another_process=_elsewhere(job, request, engine) if asked.process else None,
-                batch=asked.batch,
+                in_another_process=_elsewhere(job, request, engine) if job.process else None,
+                batch=job.batch,
             )
-            taken = [*_typed(request), *job.arguments()]
-        cost = measure_cost(opener(job), request) if asked.cost else None
-        path = first.save(asked.out / f"{prefix}.png", overwrite=True)
-        parity, switches = _against(asked, job, scratch, prefix, say)
+            taken = [*_typed(request), "-m", job.model_path, *arguments(job.options)]
+        cost = measure_cost(opener(job), request) if job.cost else None
+        path = first.save(out / f"{prefix}.png", overwrite=True)
+        parity, switches = _against(job, scratch, prefix, say)
     return (
         document.Case(
             name=name,
             command=shlex.join(["danqing", "generate" if name != "edit" else "edit", *taken]),
             request=record["request"],
             notes=[*request.notes, *first.notes],
-            picture=collect.picture_file(first.image, path, asked.out),
+            picture=collect.picture_file(first.image, path, out),
             timing=timing,
             sanity=collect.looked_at(look_at(first.image)),
             determinism=collect.repeated(repeats, cost),
@@ -212,15 +192,12 @@ def _facts(engine: Engine, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(engine: Engine) -> list[document.Parameter]:
-    from danqing.cli.options import flags, setting_names
-
     spec = engine.spec
-    rows = [
-        ("model_path", "--model-path", "pocket", "the weights"),
-        ("device", "--device", "auto", "auto, cpu, cuda[:i], npu[:i], xpu[:i] or mps"),
-        ("dtype", "--dtype", "auto", "auto, bfloat16, float16 or float32"),
-        ("output_image", "--output-image", "{model}-{seed}.png", "where the picture goes"),
-    ]
+    rows = [("model_path", "--model-path", "pocket", "Weights.")]
+    for name in ("device", "dtype"):
+        option = Options.model_fields[name]
+        rows.append((name, flags(name, Options)[0], option.default, option.description or ""))
+    rows.append(("output_image", "--output-image", DEFAULT_OUTPUT, "Output file."))
     for name in setting_names():
         if name in spec.no_effect:
             continue
@@ -233,31 +210,26 @@ def _parameters(engine: Engine) -> list[document.Parameter]:
     ]
 
 
-def _elsewhere(job: TraceJob, request: Resolved, engine: Engine) -> Callable[[Path], Any]:
+def _elsewhere(job: Reporting, request: Resolved, engine: Engine) -> Callable[[Path], Any]:
     return lambda place: in_another_process(job, request, place, threads=engine.device.threads)
 
 
 def _against(
-    asked: ReportJob, job: TraceJob, folder: Path, prefix: str, say: Printer
+    job: Reporting, folder: Path, prefix: str, say: Printer
 ) -> tuple[document.Parity | None, list[document.Switch]]:
     """Judge against the reference, and the switches against the run without them."""
-    if asked.reference == NONE and not asked.switches:
-        return None, []
     parity = None
-    if asked.reference != NONE:
-        say.note(f"{prefix}: against {asked.reference}")
-        baseline, opened = parity_baseline(
-            job, asked.reference, folder, prompted=asked.prompted, quiet=True
-        )
+    if job.reference != NONE:
+        say.note(f"{prefix}: against {job.reference}")
         parity = collect.judged(
-            judge(baseline, opened),
-            required=asked.require,
-            lpips=asked.lpips,
-            from_trace=trace_at(asked.reference) is not None,
-            folder=asked.out,
+            judge(*parity_baseline(job, job.reference, folder, quiet=True)),
+            required=job.require,
+            lpips=None if job.lpips is None else expand(job.lpips),
+            from_trace=trace_at(job.reference) is not None,
+            folder=expand(job.out),
             prefix=prefix,
         )
-    if not asked.switches:
+    if not job.switches:
         return parity, []
     say.note(f"{prefix}: the switches")
     return parity, collect.switched(judge_switches(job, folder))
@@ -300,14 +272,14 @@ def _write(path: Path, text: str) -> None:
         ) from error
 
 
-def _print(found: document.Report, asked: ReportJob) -> None:
-    if not asked.quiet:
+def _print(found: document.Report, job: Reporting) -> None:
+    if not job.quiet:
         for case in found.cases:
             rung = "not judged" if case.parity is None else case.parity.rung or "DIFFERENT"
             again = "deterministic" if case.determinism.passed else "NOT DETERMINISTIC"
             each = case.timing.seconds_per_step
             print(f"{case.name}: {again}; {rung}; {each:.3f} s a step", file=sys.stderr)
-    print(asked.out / "report.html")
+    print(expand(job.out) / "report.html")
 
 
 def _change(one: Change) -> str:

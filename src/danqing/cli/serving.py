@@ -7,11 +7,10 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danqing.cli.generate import Opening, open_engine, open_weights, read_components, read_memory
+from danqing.cli.opening import open_engine, open_weights
 from danqing.cli.progress import describe
 from danqing.errors import InstallationError, RequestError
 from danqing.files import expand
@@ -20,8 +19,9 @@ from danqing.request import Request
 from danqing.weights import POCKET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
+    from danqing.cli.jobs.serve import Serving
     from danqing.engine import Engine
     from danqing.generation import Progress
     from danqing.models.base import ModelSpec
@@ -29,39 +29,7 @@ if TYPE_CHECKING:
 _NEEDED = ("fastapi", "uvicorn", "multipart", "prometheus_client")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServeJob:
-    """What the command line asked for."""
-
-    model_path: Sequence[str]
-    components: Sequence[str]
-    devices: Sequence[str]
-    dtype: str
-    placement: str
-    memory: str | None
-    quantise: str
-    attention: str
-    fused: str
-    compile_with: str
-    prompt_cache: str | None
-    host: str
-    port: int
-    api_key_file: str | None
-    no_auth: bool
-    journal: str | None
-    queue: int
-    per_client: int
-    max_side: int
-    max_steps: int
-    deadline: float
-    grace: float
-    safety_checker: str | None
-    page: bool
-    log_prompts: bool
-    quiet: bool
-
-
-def run(job: ServeJob) -> None:
+def run(job: Serving) -> None:
     """Serve until a signal ends it."""
     _check_installed()
     from danqing.serve import logs
@@ -89,12 +57,16 @@ def run(job: ServeJob) -> None:
         deadline=job.deadline, grace=job.grace,
     )  # fmt: skip
     specs, openers = _openers(job)
-    places = [*job.model_path, *read_components(job.components).values()]
-    hide(*places, *filter(None, (job.journal, job.api_key_file, job.safety_checker)))
+    files = (job.journal, job.api_key_file, job.safety_checker, job.options.prompt_cache)
+    hide(
+        *(job.model_path or ()),
+        *job.options.components.values(),
+        *(file for file in files if file is not None),
+    )
     page = _page() if job.page else None
     logs.set_up(prompts=job.log_prompts)
     service = Service(
-        [Worker(device, openers(device)) for device in job.devices],
+        [Worker(device, openers(device)) for device in job.devices or ["auto"]],
         specs,
         limits=limits,
         journal=Journal(expand(job.journal)) if job.journal else None,
@@ -111,14 +83,13 @@ def run(job: ServeJob) -> None:
 
 
 def _openers(
-    job: ServeJob,
+    job: Serving,
 ) -> tuple[dict[str, ModelSpec], Callable[[str], dict[str, Callable[[], Engine]]]]:
     """Return the models, and how they are opened on a device."""
-    components = read_components(job.components)
     found: dict[str, tuple[Any, Request]] = {}
     specs: dict[str, ModelSpec] = {}
     for place in job.model_path or [POCKET]:
-        checkpoint = open_weights(place, components, allow_pt=False)
+        checkpoint = open_weights(place, job.options)
         spec = identify(checkpoint)
         if spec.name in found:
             raise RequestError("two models have the same name", seen=f"{spec.name}: {place}")
@@ -128,17 +99,12 @@ def _openers(
         request = Request(prompt="a picture", height=largest, width=largest)
         specs[spec.name] = spec
         found[spec.name] = (checkpoint, spec.resolve(request).request)
-    opening = Opening(
-        model_path="", device="auto", dtype=job.dtype, components=components,
-        placement=job.placement, memory=read_memory(job.memory), quantise=job.quantise,
-        attention=job.attention, fused=job.fused, compile_with=job.compile_with,
-        prompt_cache=expand(job.prompt_cache) if job.prompt_cache else None,
-    )  # fmt: skip
 
     def on(device: str) -> dict[str, Callable[[], Engine]]:
+        options = job.options.replace(device=device)
         return {
             name: lambda checkpoint=checkpoint, request=request: open_engine(  # type: ignore[misc]
-                checkpoint, replace(opening, device=device, planned_for=request)
+                checkpoint, options, planned_for=request
             )
             for name, (checkpoint, request) in found.items()
         }
@@ -146,7 +112,7 @@ def _openers(
     return specs, on
 
 
-def _check_defaults(spec: ModelSpec, job: ServeJob) -> None:
+def _check_defaults(spec: ModelSpec, job: Serving) -> None:
     """See that what a model takes when nothing is said is allowed here."""
     for name, most, flag in (
         ("height", job.max_side, "--max-side"),
@@ -161,7 +127,7 @@ def _check_defaults(spec: ModelSpec, job: ServeJob) -> None:
             )
 
 
-def _say_ready(job: ServeJob) -> Callable[[str], None]:
+def _say_ready(job: Serving) -> Callable[[str], None]:
     def say(address: str) -> None:
         if not job.quiet:
             print(f"danqing serves at {address}", file=sys.stderr, flush=True)

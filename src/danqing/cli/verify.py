@@ -5,18 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from danqing.cli.generate import (
-    Opening,
-    Printer,
-    open_engine,
-    open_weights,
-    read_components,
-    read_memory,
-)
-from danqing.cli.options import setting_names
+from danqing.cli.jobs.flags import Probing
+from danqing.cli.opening import open_engine, open_weights
+from danqing.cli.options import arguments, flags, setting_names
+from danqing.cli.painting import Printer
 from danqing.cli.scratch import scratch_folder
 from danqing.cli.terminal import print_json
 from danqing.cli.verdicts import (
@@ -28,9 +23,10 @@ from danqing.cli.verdicts import (
     parity_lines,
     switch_lines,
 )
-from danqing.devices import OWN_ATTENTION
 from danqing.errors import DanqingError, RequestError, TraceError, UntrustedRecordError
 from danqing.files import expand
+from danqing.options import Options
+from danqing.plan import ATTENTION
 from danqing.quantities import size
 from danqing.references import read_references
 from danqing.request import Request, Resolved
@@ -50,133 +46,46 @@ from danqing.verify.runs import record
 from danqing.verify.trace import Trace, check_about, read_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from danqing.cli.jobs.trace import Tracing
+    from danqing.cli.jobs.verify import Comparing, Repeating, Switching, Traces
+    from danqing.engine import Engine
     from danqing.verify.invariance import Switch
     from danqing.verify.parity import Baseline
 
-FAILED = 1
 ANY = "any"
 DEPTHS = ("joint", "block", "module")
 SAMPLE = 4096
 """Values kept of each tensor from inside a network."""
-SWITCHES: tuple[dict[str, Any], ...] = (
-    {"placement": "resident"},
-    {"placement": "staged"},
-    {"placement": "streamed"},
-    {"attention": "math"},
-    {"attention": "flash"},
-    {"attention": "efficient"},
-    {"attention": "cudnn"},
-    *({"attention": name} for name in OWN_ATTENTION),
-    {"attention": "torch"},
-    {"deterministic": True},
-)
-"""Each switch by itself, against the run as asked for."""
 DESCRIBED = 400
 """Bytes that name one tensor in the header, about."""
+Asked = TypeVar("Asked", bound=Probing)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TraceJob:
-    """What to run, and where."""
-
-    prompt: str
-    model_path: str
-    components: Sequence[str]
-    device: str
-    dtype: str
-    placement: str
-    memory: str | None
-    tile: str
-    quantise: str
-    attention: str
-    deterministic: bool
-    compile_with: str
-    fused: str
-    place: Sequence[str]
-    settings: Mapping[str, Any]
-
-    @property
-    def opening(self) -> Opening:
-        """How the engine is opened."""
-        return Opening(
-            model_path=self.model_path,
-            device=self.device,
-            dtype=self.dtype,
-            components=read_components(self.components),
-            placement=self.placement,
-            memory=read_memory(self.memory),
-            tile=self.tile,
-            quantise=self.quantise,
-            attention=self.attention,
-            deterministic=self.deterministic,
-            compile_with=self.compile_with,
-            fused=self.fused,
-            place=read_components(self.place, "--place", "NAME=DEVICE"),
-        )
-
-    def arguments(self) -> list[str]:
-        """Return the flags that run the same in another process."""
-        flags = ["--model-path", self.model_path, "--device", self.device, "--dtype", self.dtype]
-        flags += ["--placement", self.placement, "--attention", self.attention]
-        flags += ["--quantise", self.quantise] if self.quantise != "off" else []
-        flags += ["--tile", self.tile] if self.tile != "auto" else []
-        flags += ["--memory", self.memory] if self.memory is not None else []
-        flags += ["--deterministic"] if self.deterministic else []
-        flags += ["--compile", self.compile_with] if self.compile_with != "off" else []
-        for text in self.components:
-            flags += ["--component", text]
-        flags += ["--fused", self.fused] if self.fused != "auto" else []
-        for text in self.place:
-            flags += ["--place", text]
-        return flags
-
-
-def trace_job(prompt: str, device: str, given: Mapping[str, Any]) -> TraceJob:
-    """Return the job that a command's flags describe."""
-    return TraceJob(
-        prompt=prompt,
-        model_path=given["model_path"],
-        components=given["component"] or [],
-        device=device,
-        dtype=given["dtype"],
-        placement=given["placement"],
-        memory=given["memory"],
-        tile=given["tile"],
-        quantise=given["quantise"],
-        attention=given["attention"],
-        deterministic=given["deterministic"],
-        compile_with=given["compile_with"],
-        fused=given["fused"],
-        place=given["place"] or [],
-        settings={name: given[name] for name in setting_names() if given[name] is not None},
-    )
-
-
-def run_trace(job: TraceJob, out: str, *, digests: bool, depth: str, quiet: bool) -> None:
+def run_trace(job: Tracing) -> None:
     """Run once, and write what was seen; say beforehand how much it will be."""
-    if depth not in DEPTHS:
-        raise RequestError("there is no such depth", seen=depth, allowed=", ".join(DEPTHS))
-    with _opened(job, quiet=quiet) as engine:
-        request = _one(engine.spec.resolve(_request(job)))
-        wanted = _layers(engine, depth)
-        if not quiet:
-            expected = _expected(engine, request, wanted, digests=digests)
-            print(f"trace      {expected}: {out}", file=sys.stderr)
+    if job.depth not in DEPTHS:
+        raise RequestError("unknown depth", seen=job.depth, allowed=", ".join(DEPTHS))
+    with _opened(job, quiet=job.quiet) as engine:
+        request = _one(engine.spec.resolve(job.request()))
+        wanted = _layers(engine, job.depth)
+        if not job.quiet:
+            expected = _expected(engine, request, wanted, digests=job.digests)
+            print(f"trace      {expected}: {job.out}", file=sys.stderr)
         trace = record(
             engine,
             request,
-            expand(out),
-            digests=digests,
+            expand(job.out),
+            digests=job.digests,
             inside=(lambda component, path, _: path in wanted[component]) if wanted else None,
             sample=SAMPLE,
         )
-    if not quiet:
+    if not job.quiet:
         bytes_written = trace.path.stat().st_size
         print(f"{len(trace.joints)} tensors, {size(bytes_written)}", file=sys.stderr)
-    print(out)
+    print(job.out)
 
 
 def _layers(engine: Any, depth: str) -> dict[str, frozenset[str]]:
@@ -208,20 +117,11 @@ def _expected(
     return f"{size(at_joints)} at the joints, and at most {size(2 * calls * each)} inside"
 
 
-def run_determinism(
-    job: TraceJob,
-    *,
-    batch: int,
-    process: bool,
-    cost: bool,
-    require: str,
-    as_json: bool,
-    quiet: bool,
-) -> bool:
-    """Run again and again; print what was found, and return whether it passed."""
-    check_rung(require)
-    with _opened(job, quiet=quiet or as_json) as engine, scratch_folder() as folder:
-        request = _one(engine.spec.resolve(_request(job)))
+def run_determinism(job: Repeating) -> bool:
+    """Run again and again; print the verdict, and return whether it passed."""
+    check_rung(job.require)
+    with _opened(job, quiet=job.quiet or job.as_json) as engine, scratch_folder() as folder:
+        request = _one(engine.spec.resolve(job.request()))
 
         def elsewhere(place: Path) -> Trace:
             return in_another_process(job, request, place, threads=engine.device.threads)
@@ -230,68 +130,56 @@ def run_determinism(
             engine,
             request,
             folder=folder,
-            in_another_process=elsewhere if process else None,
-            batch=batch,
+            in_another_process=elsewhere if job.process else None,
+            batch=job.batch,
         )
-    price = measure_cost(opener(job), request) if cost else None
-    if as_json:
+    price = measure_cost(opener(job), request) if job.cost else None
+    if job.as_json:
         told = {**determinism_report(found), "cost": None if price is None else asdict(price)}
         print_json(told, indent=1)
     else:
         for line in [*determinism_lines(found), *cost_lines(price)]:
             print(line)
-    return found.passed or require == ANY
+    return found.passed or job.require == ANY
 
 
-def run_traces(candidate: str, reference: str, *, require: str, as_json: bool) -> bool:
-    """Compare two traces; print what was found, and return whether it passed."""
-    check_rung(require)
-    traces = [_read_trace(expand(place)) for place in (candidate, reference)]
+def run_traces(job: Traces) -> bool:
+    """Compare two traces; print the comparison, and return whether it passed."""
+    check_rung(job.require)
+    traces = [_read_trace(expand(place)) for place in (job.candidate, job.reference)]
     found = compare_traces(*traces)
-    if as_json:
+    if job.as_json:
         print_json(comparison_report(found), indent=1)
     else:
         for line in comparison_lines(found, traces):
             print(line)
-    return found.identical or require == ANY
+    return found.identical or job.require == ANY
 
 
-def opener(job: TraceJob) -> Callable[[bool], Any]:
-    """Return what opens a job's engine, with deterministic kernels only if told so."""
-    checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
-    return lambda asked: open_engine(checkpoint, replace(job.opening, deterministic=asked))
+def opener(job: Probing) -> Callable[[bool], Any]:
+    """Return what opens a job's engine, with deterministic kernels or without."""
+    checkpoint = open_weights(job.model_path, job.options)
+    return lambda asked: open_engine(checkpoint, job.options.replace(deterministic=asked))
 
 
-def run_parity(
-    job: TraceJob,
-    reference: str,
-    *,
-    prompted: bool,
-    lpips: str | None,
-    require: str,
-    as_json: bool,
-    quiet: bool,
-) -> bool:
+def run_parity(job: Comparing) -> bool:
     """Compare a device with another; print the verdict, and return whether it passed."""
-    check_rung(require, RUNGS)
+    check_rung(job.require, RUNGS)
     with scratch_folder() as folder:
-        baseline, opened = parity_baseline(
-            job, reference, folder, prompted=prompted, quiet=quiet or as_json
-        )
-        found = judge(baseline, opened)
+        found = judge(*parity_baseline(job, job.reference, folder, quiet=job.quiet or job.as_json))
     away = None
-    if lpips is not None:
-        away = measure_lpips(found.candidate.image, found.image, expand(lpips))
-    if as_json:
+    if job.lpips is not None:
+        away = measure_lpips(found.candidate.image, found.image, expand(job.lpips))
+    if job.as_json:
         print_json({**report(found), "lpips": away}, indent=1)
     else:
         for line in parity_lines(found, lpips=away):
             print(line)
-    return require == ANY or found.reaches(require)
+    return job.require == ANY or found.reaches(job.require)
 
 
 def parity_baseline(
-    job: TraceJob, reference: str, folder: Path, *, prompted: bool, quiet: bool
+    job: Probing, reference: str, folder: Path, *, quiet: bool
 ) -> tuple[Baseline, Callable[[], Any]]:
     """Run the reference, a device or a trace; return it, and what opens the candidate.
 
@@ -299,25 +187,24 @@ def parity_baseline(
         job: the candidate's; where the reference is a trace, the request is the trace's.
         reference: a device, or a trace's file.
         folder: for traces.
-        prompted: the job's prompt was typed, not filled in.
         quiet: print no plan.
     """
-    checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
+    checkpoint = open_weights(job.model_path, job.options)
 
     def opened(device: str, dtype: str) -> Callable[[], Any]:
-        return lambda: open_engine(checkpoint, _plain(job, device, dtype))
+        return lambda: open_engine(checkpoint, _plain(device, dtype))
 
     trace = trace_at(reference)
     if trace is not None:
-        job = with_request_of(job, trace, prompted=prompted)
-    with open_engine(checkpoint, job.opening) as engine:
+        job = with_request_of(job, trace)
+    with open_engine(checkpoint, job.options) as engine:
         Printer(quiet=quiet, as_json=False).plan(engine)
-        request = _one(engine.spec.resolve(_request(job)))
+        request = _one(engine.spec.resolve(job.request()))
         dtype = engine.plan.dtype
         if trace is not None:
             _check_weights(trace, engine.checkpoint.fingerprint)
     exact = opened("cpu", "float32")
-    judged = replace(job.opening, dtype=dtype)
+    judged = job.options.replace(dtype=dtype)
 
     def candidate() -> Any:
         return open_engine(checkpoint, judged)
@@ -329,15 +216,17 @@ def parity_baseline(
     return prepare_from_trace(trace, exact, here, request=request, folder=folder), candidate
 
 
-def with_request_of(job: TraceJob, trace: Trace, *, prompted: bool) -> TraceJob:
+def with_request_of(job: Asked, trace: Trace) -> Asked:
     """Return a job that runs a trace's request, in its dtype unless another was asked for."""
-    request = request_of(trace, job, prompted=prompted)
+    request = request_of(trace, job)
     fields = {name: getattr(request, name) for name in setting_names()}
-    return replace(
-        job,
+    dtype = job.options.dtype
+    if dtype == "auto":
+        dtype = str(trace.about["provenance"]["dtype"])
+    return job.replace(
         prompt=request.prompt,
         settings={name: value for name, value in fields.items() if value is not None},
-        dtype=str(trace.about["provenance"]["dtype"]) if job.dtype == "auto" else job.dtype,
+        options=job.options.replace(dtype=dtype),
     )
 
 
@@ -353,10 +242,10 @@ def _read_trace(place: Path) -> Trace:
     return trace
 
 
-def request_of(trace: Trace, job: TraceJob, *, prompted: bool) -> Request:
+def request_of(trace: Trace, job: Probing) -> Request:
     """Return the trace's request; one that was typed must be the same."""
     request = Request(**_without_files(trace, job))
-    typed = {**job.settings, **({"prompt": job.prompt} if prompted else {})}
+    typed = dict(job.settings) if job.prompt is None else {**job.settings, "prompt": job.prompt}
     for name, value in typed.items():
         recorded = getattr(request, name)
         if name != "image" and recorded != value:
@@ -369,7 +258,7 @@ def request_of(trace: Trace, job: TraceJob, *, prompted: bool) -> Request:
     return request
 
 
-def _without_files(trace: Trace, job: TraceJob) -> dict[str, Any]:
+def _without_files(trace: Trace, job: Probing) -> dict[str, Any]:
     """Return a trace's settings with the images named on the command line, not by the trace.
 
     Raises:
@@ -409,73 +298,70 @@ def _check_weights(trace: Trace, fingerprint: str) -> None:
         )
 
 
-def switch_name(changes: Mapping[str, Any]) -> str:
-    """Return a switch as a user would type it."""
-    flags = {"compile_with": "compile"}
-    return " ".join(
-        f"--{flags.get(name, name)}" + ("" if value is True else f" {value}")
-        for name, value in changes.items()
-    )
-
-
-def run_invariance(
-    job: TraceJob, *, batch: int, compiled: bool, require: str, as_json: bool, quiet: bool
-) -> bool:
+def run_invariance(job: Switching) -> bool:
     """Judge every switch; print the table, and return whether all passed."""
-    check_rung(require, (*RUNGS[:2],))
+    check_rung(job.require, (*RUNGS[:2],))
     with scratch_folder() as folder:
-        found = judge_switches(job, folder, batch=batch, compiled=compiled, quiet=quiet or as_json)
-    if as_json:
+        found = judge_switches(
+            job, folder, batch=job.batch, compiled=job.compiled, quiet=job.quiet or job.as_json
+        )
+    if job.as_json:
         print_json([asdict(one) for one in found], indent=1)
     else:
         for line in switch_lines(found):
             print(line)
     enough = {"identical": {None, "identical"}, "close": {None, "identical", "close"}}
     judged = [one for one in found if not one.name.startswith("batch")]
-    return require == ANY or all(one.rung in enough[require] for one in judged)
+    return job.require == ANY or all(one.rung in enough[job.require] for one in judged)
 
 
 def judge_switches(
-    job: TraceJob, folder: Path, *, batch: int = 2, compiled: bool = False, quiet: bool = True
+    job: Probing, folder: Path, *, batch: int = 2, compiled: bool = False, quiet: bool = True
 ) -> tuple[Switch, ...]:
     """Judge each switch that this device has against the job's own run."""
-    checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
-    with open_engine(checkpoint, job.opening) as engine:
+    checkpoint = open_weights(job.model_path, job.options)
+    with open_engine(checkpoint, job.options) as engine:
         Printer(quiet=quiet, as_json=False).plan(engine)
-        request = _one(engine.spec.resolve(_request(job)))
-        off = [{"fused": "off"}] if engine.plan.fused else []
-        switches = [*SWITCHES, *off, *({"fused": name} for name in engine.device.fused)]
-        if compiled:
-            switches += [
-                {"compile_with": name} for name in engine.device.compilers if name != "off"
-            ]
+        request = _one(engine.spec.resolve(job.request()))
+        switches = [*_switches(engine, compiled=compiled)]
 
-    def opened(opening: Opening) -> Callable[[], Any]:
-        return lambda: open_engine(checkpoint, opening)
+    def opened(options: Options) -> Callable[[], Any]:
+        return lambda: open_engine(checkpoint, options)
 
-    exact = opened(_plain(job, "cpu", "float32"))
-    baseline = prepare(exact, opened(job.opening), request=request, folder=folder)
+    baseline = prepare(
+        opened(_plain("cpu", "float32")), opened(job.options), request=request, folder=folder
+    )
     return check_invariance(
         baseline,
         {
-            switch_name(changes): opened(replace(job.opening, **changes))
-            for changes in switches
-            if any(getattr(job.opening, name) != value for name, value in changes.items())
+            " ".join(arguments(Options(**switch))): opened(job.options.replace(**switch))
+            for switch in switches
+            if job.options.replace(**switch) != job.options
         },
         batch=batch,
     )
 
 
-def _plain(job: TraceJob, device: str, dtype: str) -> Opening:
-    """Return a job's weights on another device, without its switches."""
-    return Opening(
-        model_path=job.model_path,
-        device=device,
-        dtype=dtype,
-        components=job.opening.components,
-        attention="torch",
-        fused="off",
-    )
+def _switches(engine: Engine, *, compiled: bool) -> Iterator[dict[str, Any]]:
+    """Yield each choice of the options that must not change the image, one at a time."""
+    choices: dict[str, Iterable[Any]] = {
+        "attention": ATTENTION,
+        "deterministic": (True,),
+        "fused": (*(("off",) if engine.plan.fused else ()), *engine.device.fused),
+        "compile": engine.device.compilers if compiled else (),
+    }
+    for name, field in Options.model_fields.items():
+        extra: Any = field.json_schema_extra or {}
+        if not extra.get("switch"):
+            continue
+        for value in choices.get(name) or get_args(field.annotation):
+            if value not in ("auto", field.default):
+                yield {name: value}
+
+
+def _plain(device: str, dtype: str) -> Options:
+    """Return options of another device, with every switch off."""
+    return Options(device=device, dtype=dtype, attention="torch", fused="off")
 
 
 def check_rung(require: str, rungs: Sequence[str] = ("identical",)) -> None:
@@ -485,15 +371,10 @@ def check_rung(require: str, rungs: Sequence[str] = ("identical",)) -> None:
         raise RequestError("there is no such requirement", seen=require, allowed=allowed)
 
 
-def _opened(job: TraceJob, *, quiet: bool) -> Any:
-    checkpoint = open_weights(job.model_path, job.opening.components, allow_pt=False)
-    engine = open_engine(checkpoint, job.opening)
+def _opened(job: Probing, *, quiet: bool) -> Engine:
+    engine = open_engine(open_weights(job.model_path, job.options), job.options)
     Printer(quiet=quiet, as_json=False).plan(engine)
     return engine
-
-
-def _request(job: TraceJob) -> Request:
-    return Request(prompt=job.prompt, **job.settings)
 
 
 def _one(request: Resolved) -> Resolved:
@@ -505,7 +386,7 @@ def _one(request: Resolved) -> Resolved:
 
 
 def in_another_process(
-    job: TraceJob, request: Resolved, place: Path, *, threads: int | None
+    job: Probing, request: Resolved, place: Path, *, threads: int | None
 ) -> Trace:
     """Run the same request in a new process; its settings are all spelled out.
 
@@ -513,14 +394,14 @@ def in_another_process(
     """
     asked = request.request.model_dump()
     settings = {k: v for k, v in asked.items() if v is not None and k != "prompt"}
-    flags: list[str] = []
+    words = ["--model-path", job.model_path, *arguments(job.options)]
     for name, value in settings.items():
         values = [image["path"] for image in value] if name == "image" else [value]
         for one in values:
-            flags += [f"--{name.replace('_', '-')}", str(one)]
-    flags += [*job.arguments(), "--out", str(place), "-q", "--", request.prompt]
+            words += [flags(name)[0], str(one)]
+    words += ["--out", str(place), "-q", "--", request.prompt]
     child = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "danqing", "trace", *flags],
+        [sys.executable, "-m", "danqing", "trace", *words],
         capture_output=True,
         text=True,
         check=False,

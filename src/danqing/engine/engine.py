@@ -305,7 +305,7 @@ class Engine:
 
     @cached_property
     def _origin(self) -> Provenance:
-        return origin_of(self._model, self.plan, self.device, self._places)
+        return origin_of(self._model, self.plan, self.device, self._places, options=self.options)
 
     # --- what others ask -------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from danqing.models.model import Model
+    from danqing.options import Options
     from danqing.plan import Plan
 
 _LIBRARIES = (
@@ -30,7 +31,12 @@ _LIBRARIES = (
 
 
 def origin_of(
-    model: Model, plan: Plan, device: devices.Device, places: Mapping[str, devices.Device]
+    model: Model,
+    plan: Plan,
+    device: devices.Device,
+    places: Mapping[str, devices.Device],
+    *,
+    options: Options,
 ) -> Provenance:
     """Return what all images of an engine have in common."""
     spec, checkpoint = model.spec, model.checkpoint
@@ -70,6 +76,7 @@ def origin_of(
         versions=_versions(),
         noise_sha256="",
         batch={},
+        options=plan.followed(options).recorded(),
     )
 
 

@@ -4,7 +4,7 @@ Scoring is each benchmark's own program's work; here its folder is filled with o
 prompts come from the user's copy of the benchmark.
 """
 
-from danqing.evalsets.painting import paint_set
+from danqing.evalsets.painting import Task, paint_set
 from danqing.evalsets.protocols import PROTOCOLS, Protocol
 
-__all__ = ["PROTOCOLS", "Protocol", "paint_set"]
+__all__ = ["PROTOCOLS", "Protocol", "Task", "paint_set"]

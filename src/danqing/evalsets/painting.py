@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,58 +28,79 @@ STATE = "danqing-eval-set.json"
 _GRID_SIDE = 2
 
 
-def paint_set(
-    engine: Engine,
-    protocol: Protocol,
-    *,
-    prompts: Path,
-    out: Path,
-    pictures: Path | None = None,
-    name: str | None = None,
-    rules: str | None = None,
-    limit: int | None = None,
-    batch: int = 1,
-    settings: Mapping[str, Any],
-    listen: Listener | None = None,
-    on_task: Callable[[int, int, bool], None] = lambda *_: None,
-) -> int:
-    """Paint a benchmark.
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A benchmark to generate the images of.
 
-    Picture `index` of row `number` has the seed `seed + number * images + index`, whatever was
-    painted before, so that a run that was interrupted gives what one run would have.
-
-    Args:
-        engine: opened.
+    Attributes:
         protocol: of the benchmark.
         prompts: the user's copy of its prompts.
         out: the folder that its scorer reads.
-        pictures: where the pictures to edit lie; beside the prompts if not said.
+        pictures: folder of the images to edit; beside the prompts if left out.
         name: of each file, instead of the protocol's.
-        rules: put before every prompt; a row's own `rules` come first.
-        limit: how many rows; all if not said.
-        batch: pictures of a prompt computed together.
+        rules: text before every prompt; a row's own `rules` come first.
+        limit: number of rows; all if left out.
+        batch: images of a prompt computed together.
         settings: of the requests, instead of the protocol's.
-        listen: told of progress.
-        on_task: told the number of the row, of all rows, and whether it was there already.
+    """
+
+    protocol: Protocol
+    prompts: Path
+    out: Path
+    pictures: Path | None = None
+    name: str | None = None
+    rules: str | None = None
+    limit: int | None = None
+    batch: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        """Folder of the images to edit."""
+        return self.pictures or (self.prompts if self.prompts.is_dir() else self.prompts.parent)
+
+    @property
+    def state(self) -> Path:
+        """File that says how the folder was begun; beside it, as scorers list what is inside."""
+        folder = self.out.absolute() if self.out.name not in ("", "..") else self.out.resolve()
+        return folder.with_name(f"{folder.name}.{STATE}")
+
+
+def paint_set(
+    engine: Engine,
+    task: Task,
+    *,
+    listen: Listener | None = None,
+    on_row: Callable[[int, int, bool], None] = lambda *_: None,
+) -> int:
+    """Generate a benchmark's images.
+
+    Image `index` of row `number` has the seed `seed + number * images + index`, whatever was
+    generated before, so that a run that was interrupted gives what one run would have.
+
+    Args:
+        engine: opened.
+        task: the benchmark.
+        listen: is called with progress.
+        on_row: is called with the number of the row, of all rows, and whether its images existed.
 
     Returns:
-        How many pictures were painted now.
+        Number of images generated now.
 
     Raises:
         RequestError: the prompts cannot be used.
-        OutputError: the folder holds pictures made otherwise, or cannot be written.
+        OutputError: the folder holds images made otherwise, or cannot be written.
     """
+    protocol = task.protocol
     if protocol.edits and "image" in engine.spec.no_effect:
         raise NoEffectError(
-            f"{protocol.title} edits pictures, and {engine.spec.title} does not",
+            f"{protocol.title} edits images, and {engine.spec.title} does not",
             seen=engine.spec.name,
         )
-    rows = read_rows(prompts, within=protocol.rows)[:limit]
-    root = pictures or (prompts if prompts.is_dir() else prompts.parent)
-    common = _settings(engine, protocol, settings)
-    _check_state(engine, protocol, out, {**common, "name": name, "rules": rules})
-    count = 1 if protocol.grid else common["num_images_per_prompt"]
-    targets = _targets(protocol, rows, name or protocol.file, count, out)
+    rows = read_rows(task.prompts, within=protocol.rows)[: task.limit]
+    common = _settings(engine, protocol, task.settings)
+    _check_state(engine, task, {**common, "name": task.name, "rules": task.rules})
+    targets = _targets(task, rows, 1 if protocol.grid else common["num_images_per_prompt"])
     painted = 0
     for number, row in enumerate(rows):
         files = targets[number]
@@ -87,31 +109,30 @@ def paint_set(
             for folder in {file.parent for file in files}:
                 sweep(folder)
         else:
-            request = _request(protocol, row, number, root=root, rules=rules, common=common)
-            _write_beside(protocol, request, row, number, out)
-            painted += _paint(engine, protocol, request, files, batch=batch, listen=listen)
-        on_task(number + 1, len(rows), there)
+            request = _request(task, row, number, common)
+            _write_beside(task, request, row, number)
+            painted += _paint(engine, task, request, files, listen)
+        on_row(number + 1, len(rows), there)
     return painted
 
 
-def _targets(
-    protocol: Protocol, rows: Sequence[Mapping[str, Any]], template: str, count: int, out: Path
-) -> list[tuple[Path, ...]]:
+def _targets(task: Task, rows: Sequence[Mapping[str, Any]], count: int) -> list[tuple[Path, ...]]:
     """Return the files of each row's images.
 
     Raises:
         RequestError: two rows that ask for different images have one file name: the second would
             count as painted already.
     """
+    template = task.name or task.protocol.file
     found: list[tuple[Path, ...]] = []
     known: dict[Path, int] = {}
     for number, row in enumerate(rows):
-        files = tuple(_place(template, protocol, row, number, index, out) for index in range(count))
+        files = tuple(_place(task, template, row, number, index) for index in range(count))
         other = known.setdefault(files[0], number)
-        if other != number and _asks(protocol, rows[other]) != _asks(protocol, row):
+        if other != number and _asks(task.protocol, rows[other]) != _asks(task.protocol, row):
             raise RequestError(
                 "two rows share a file name",
-                seen=f"rows {other} and {number}: {files[0].relative_to(out)}",
+                seen=f"rows {other} and {number}: {files[0].relative_to(task.out)}",
                 allowed="one prompt for each file name",
                 hint="--prompts with one file of them, or --name with a field that differs",
             )
@@ -138,23 +159,26 @@ def _settings(engine: Engine, protocol: Protocol, asked: Mapping[str, Any]) -> d
     return found
 
 
-def _check_state(
-    engine: Engine, protocol: Protocol, out: Path, settings: Mapping[str, Any]
-) -> None:
-    """Keep pictures of different models or settings apart.
+def _check_state(engine: Engine, task: Task, settings: Mapping[str, Any]) -> None:
+    """Keep images of different models or settings apart.
+
+    Earlier versions kept the state inside the folder, where scorers take it for an image: it is
+    moved.
 
     Raises:
         OutputError: the folder was begun otherwise.
     """
     now = {
-        "eval_set": protocol.title,
+        "eval_set": task.protocol.title,
         "fingerprint": engine.checkpoint.fingerprint,
         "dtype": engine.plan.dtype,
         "settings": {key: str(value) for key, value in sorted(settings.items())},
     }
-    place = out / STATE
+    place, inside = task.state, task.out / STATE
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        task.out.mkdir(parents=True, exist_ok=True)
+        if inside.is_file():
+            inside.replace(place)
         if not place.exists():
             _write(place, (json.dumps(now, indent=1) + "\n").encode())
             return
@@ -164,67 +188,57 @@ def _check_state(
     if before != now:
         other = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
         raise OutputError(
-            "the folder holds pictures that were made otherwise",
-            seen=f"{out}: another {', '.join(other)}",
+            "the folder holds images that were made otherwise",
+            seen=f"{task.out}: another {', '.join(other)}",
             hint="take another --out, or the model and settings it was begun with",
         )
 
 
-def _request(
-    protocol: Protocol,
-    row: Mapping[str, Any],
-    number: int,
-    *,
-    root: Path,
-    rules: str | None,
-    common: Mapping[str, Any],
-) -> Request:
+def _request(task: Task, row: Mapping[str, Any], number: int, common: Mapping[str, Any]) -> Request:
+    protocol = task.protocol
     prompt = _first(row, protocol.prompt)
     if not isinstance(prompt, str):
         raise RequestError(
             f"row {number} has no prompt", seen=", ".join(row), allowed=", ".join(protocol.prompt)
         )
-    before = row.get("rules") or rules
+    before = row.get("rules") or task.rules
     settings = dict(common)
     settings["seed"] += number * settings["num_images_per_prompt"]
     if protocol.edits:
-        settings["image"] = picture_of(_first(row, protocol.image), root)
+        settings["image"] = picture_of(_first(row, protocol.image), task.root)
     return Request(prompt=f"{before} {prompt}" if before else prompt, **settings)
 
 
 def _paint(
     engine: Engine,
-    protocol: Protocol,
+    task: Task,
     request: Request,
     files: Sequence[Path],
-    *,
-    batch: int,
     listen: Listener | None,
 ) -> int:
-    """Paint a row's pictures, and write those that are not there yet."""
+    """Generate a row's images, and write the missing ones."""
     pictures: list[Picture] = []
-    for picture in engine.paint(request, batch=batch, listen=listen):
+    for picture in engine.paint(request, batch=task.batch, listen=listen):
         pictures.append(picture)
-        if not protocol.grid and not files[picture.index].exists():
+        if not task.protocol.grid and not files[picture.index].exists():
             picture.save(files[picture.index])
-    if protocol.grid:
+    if task.protocol.grid:
         record = {**pictures[0].record(), "grid": [one.request.seed for one in pictures]}
         save(_grid([picture.image for picture in pictures]), record, files[0])
     return len(pictures)
 
 
-def _write_beside(
-    protocol: Protocol, request: Request, row: Mapping[str, Any], number: int, out: Path
-) -> None:
-    """Write the row, and the picture to edit, where the scorer wants them."""
+def _write_beside(task: Task, request: Request, row: Mapping[str, Any], number: int) -> None:
+    """Write the row, and the image to edit, where the scorer wants them."""
+    protocol = task.protocol
     if protocol.row is not None:
         kept = {k: v for k, v in row.items() if k not in ADDED}
         text = json.dumps(kept, ensure_ascii=False) + "\n"
-        _write(_place(protocol.row, protocol, row, number, 0, out), text.encode())
+        _write(_place(task, protocol.row, row, number, 0), text.encode())
     if protocol.source is not None and request.image:
         buffer = io.BytesIO()
         request.image[0].image.save(buffer, "PNG")
-        _write(_place(protocol.source, protocol, row, number, 0, out), buffer.getvalue())
+        _write(_place(task, protocol.source, row, number, 0), buffer.getvalue())
 
 
 def _grid(images: list[Image]) -> Image:
@@ -238,20 +252,13 @@ def _grid(images: list[Image]) -> Image:
     return whole
 
 
-def _place(  # noqa: PLR0917
-    name: str,
-    protocol: Protocol,
-    row: Mapping[str, Any],
-    number: int,
-    index: int,
-    out: Path,
-) -> Path:
+def _place(task: Task, name: str, row: Mapping[str, Any], number: int, index: int) -> Path:
     """Return the file that a template names for a row.
 
     Raises:
         RequestError: the row lacks a field of it, or the name leads out of the folder.
     """
-    key = _first(row, (*protocol.key, "key"))
+    key = _first(row, (*task.protocol.key, "key"))
     key = number if key is None else key
     group = "-".join(str(key).split("-")[:2])
     fields = {**row, "key": key, "group": group, "number": number, "index": index}
@@ -266,9 +273,11 @@ def _place(  # noqa: PLR0917
         ) from error
     if relative.is_absolute() or ".." in relative.parts:
         raise RequestError(
-            f"row {number} would be written outside the folder", seen=relative, allowed=str(out)
+            f"row {number} would be written outside the folder",
+            seen=relative,
+            allowed=str(task.out),
         )
-    return out / relative
+    return task.out / relative
 
 
 def _first(row: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

@@ -116,6 +116,16 @@ class Plan:
         """Memory of the worst stage."""
         return max(self.peak_bytes.values())
 
+    def followed(self, options: Options) -> Options:
+        """Return the options with the choices made for them that can change the image's bits."""
+        return options.replace(
+            device=self.device,
+            dtype=self.dtype,
+            attention=self.attention,
+            fused=",".join(self.fused) or "off",
+            tile=str(self.tile or "off"),
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON types."""
         return dataclasses.asdict(self)

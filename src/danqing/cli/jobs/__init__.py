@@ -1,0 +1,1 @@
+"""What each command is asked to do: a job, whose fields are the command's flags."""
