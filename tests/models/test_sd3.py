@@ -252,4 +252,9 @@ def test_which_one_is_read_from_the_tensors(
     network = sd3_toys.make_network("transformer", {**sd3_toys.TRANSFORMER, **changes})
     network.save_pretrained(tmp_path / "other")
     checkpoint = models.open_checkpoint(folder, {"transformer": tmp_path / "other"})
-    assert models.identify(checkpoint).kind == kind
+    spec = models.identify(checkpoint)
+    assert spec.kind == kind
+    model = models.open_model(checkpoint, spec)
+    counts = model.kind("transformer").counts(checkpoint.component("transformer"), {})
+    assert counts["num_layers"] == 3
+    assert counts["dual_attention_layers"] == list(changes.get("dual_attention_layers", (0, 1)))

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from danqing.weights import Component
 
 
+HEAD = 64
+"""Channels of a head; only the norms of 3.5 tell it."""
+
+
 class SD3Transformer(Transformer):
     """Blocks with separate weights for text and image, some with a second attention."""
 
@@ -34,7 +38,8 @@ class SD3Transformer(Transformer):
         """
         inner, channels, patch, _ = shape_of(part, "pos_embed.proj.weight", 4)
         places = shape_of(part, "pos_embed.pos_embed", 3)[1]
-        head = shape_of(part, "transformer_blocks.0.attn.norm_q.weight", 1)[0]
+        norm = "transformer_blocks.0.attn.norm_q.weight"
+        head = shape_of(part, norm, 1)[0] if norm in part.entries else min(HEAD, inner)
         blocks = count(part, "transformer_blocks.")
         dual = [
             block
@@ -57,7 +62,7 @@ class SD3Transformer(Transformer):
             )[1],
             "pos_embed_max_size": math.isqrt(places),
             "dual_attention_layers": dual,
-            "qk_norm": "rms_norm",
+            "qk_norm": "rms_norm" if norm in part.entries else None,
         }
 
     def make(self, values: Mapping[str, Any]) -> Any:
