@@ -19,10 +19,13 @@ from danqing.evalsets import PROTOCOLS, Protocol, Task, paint_set
 from danqing.evalsets.rows import read_rows
 from danqing.pictures import read_record
 from tests.conftest import run_danqing
+from tests.fakes import FakeRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from danqing.runner import Runner
 
 QUICK: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 1}
 
@@ -33,8 +36,8 @@ def engine(deepgen: Path) -> Iterator[danqing.Engine]:
         yield engine
 
 
-def fill(engine: Any, protocol: Protocol, *, on_row: Any = lambda *_: None, **task: Any) -> int:
-    return paint_set(engine, Task(protocol=protocol, **task), on_row=on_row)
+def fill(runner: Runner, protocol: Protocol, *, on_row: Any = lambda *_: None, **task: Any) -> int:
+    return paint_set(runner, Task(protocol=protocol, **task), on_row=on_row)
 
 
 def picture(path: Path) -> None:
@@ -190,6 +193,16 @@ def test_the_folder_its_scorer_reads(name: str, engine: danqing.Engine, tmp_path
         assert bool(request["negative_prompt"]) == protocol.edits
     again = fill(engine, protocol, prompts=prompts, out=out, settings=QUICK)
     assert again == 0
+
+
+def test_any_runner_fills_the_folder(tmp_path: Path) -> None:
+    job: dict[str, Any] = {"prompts": write_geneval(tmp_path), "out": tmp_path / "out"}
+    settings = {"height": 64, "width": 32}
+    assert fill(FakeRunner(), PROTOCOLS["geneval"], settings=settings, **job) == 8
+    assert files_in(tmp_path / "out") == LAYOUTS["geneval"][1]
+    other = FakeRunner(fingerprint="1" * 64)
+    with pytest.raises(OutputError, match="made otherwise"):
+        fill(other, PROTOCOLS["geneval"], settings=settings, **job)
 
 
 def test_prompts_are_those_of_the_rows(engine: danqing.Engine, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class _Talk:
     def __init__(self, painter: Painter, job: Painting, settings: dict[str, Any]) -> None:
         self.over = False
         self._painter = painter
-        self._engine = painter.engine
+        self._runner = painter.runner
         self._settings = settings
         self._output = job.output
         self._batch = job.batch
@@ -76,7 +76,7 @@ class _Talk:
         """Paint with the settings of now."""
         request = Request(prompt=prompt, **self._settings)
         target = Target(request=request, output=self._output, batch=self._batch)
-        check_target_of(self._engine.spec, target)
+        check_target_of(self._runner.spec, target)
         self._prompt = prompt
         for _ in self._painter.paint(target):
             pass
@@ -115,10 +115,10 @@ class _Talk:
         """Take over changed settings if a request with them could be."""
         settings = {**self._settings, **changes}
         settings = {name: value for name, value in settings.items() if value is not None}
-        self._engine.spec.resolve(Request(prompt="a prompt", **settings))
+        self._runner.spec.resolve(Request(prompt="a prompt", **settings))
         self._settings = settings
         self._show()
 
     def _show(self) -> None:
-        resolved = self._engine.spec.resolve(Request(prompt="a prompt", **self._settings))
+        resolved = self._runner.spec.resolve(Request(prompt="a prompt", **self._settings))
         print(f"{describe(resolved.forecast)}, to {self._output}", file=sys.stderr)

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
     from danqing.engine import Engine
     from danqing.generation import Picture
-    from danqing.models.base import ModelSpec
     from danqing.request import Request
-    from danqing.runner import Listener
+    from danqing.runner import Listener, Runner, Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class Target:
     expected_sha256: str | None = None
 
 
-def check_target_of(spec: ModelSpec, target: Target) -> None:
+def check_target_of(spec: Spec, target: Target) -> None:
     """Fail before the work if the request or the output name cannot be."""
     request = spec.resolve(target.request)
     path = fill_template(target.output, seed=0, index=0, model=spec.name)
@@ -52,7 +51,7 @@ def check_target_of(spec: ModelSpec, target: Target) -> None:
 class Painter:
     """Makes the pictures of targets, saves each as soon as it is finished, and says so."""
 
-    engine: Engine
+    runner: Runner
     overwrite: bool
     say: Printer
     listen: Listener | None
@@ -75,7 +74,7 @@ class Painter:
 
     def paint(self, target: Target) -> Iterator[Path]:
         """Yield the file of each picture when it is written."""
-        pictures = self.engine.paint(target.request, batch=target.batch, listen=self.listen)
+        pictures = self.runner.paint(target.request, batch=target.batch, listen=self.listen)
         for picture in pictures:
             if target.only not in (None, picture.index):
                 continue
@@ -83,7 +82,7 @@ class Painter:
                 target.output,
                 seed=picture.request.seed,
                 index=picture.index,
-                model=self.engine.spec.name,
+                model=self.runner.spec.name,
             )
             path = picture.save(path, overwrite=self.overwrite)
             yield path  # it is saved, even if that cannot be printed

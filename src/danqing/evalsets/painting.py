@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from danqing.engine import Engine
     from danqing.evalsets.protocols import Protocol
     from danqing.generation import Picture
-    from danqing.runner import Listener
+    from danqing.runner import Listener, Runner
 
 STATE = "danqing-eval-set.json"
 _GRID_SIDE = 2
@@ -67,7 +66,7 @@ class Task:
 
 
 def paint_set(
-    engine: Engine,
+    runner: Runner,
     task: Task,
     *,
     listen: Listener | None = None,
@@ -79,7 +78,7 @@ def paint_set(
     generated before, so that a run that was interrupted gives what one run would have.
 
     Args:
-        engine: opened.
+        runner: of an opened model.
         task: the benchmark.
         listen: is called with progress.
         on_row: is called with the number of the row, of all rows, and whether its images existed.
@@ -92,14 +91,14 @@ def paint_set(
         OutputError: the folder holds images made otherwise, or cannot be written.
     """
     protocol = task.protocol
-    if protocol.edits and "image" in engine.spec.no_effect:
+    if protocol.edits and "image" not in runner.spec.takes:
         raise NoEffectError(
-            f"{protocol.title} edits images, and {engine.spec.title} does not",
-            seen=engine.spec.name,
+            f"{protocol.title} edits images, and {runner.spec.title} does not",
+            seen=runner.spec.name,
         )
     rows = read_rows(task.prompts, within=protocol.rows)[: task.limit]
-    common = _settings(engine, protocol, task.settings)
-    _check_state(engine, task, {**common, "name": task.name, "rules": task.rules})
+    common = _settings(runner, protocol, task.settings)
+    _check_state(runner, task, {**common, "name": task.name, "rules": task.rules})
     targets = _targets(task, rows, 1 if protocol.grid else common["num_images_per_prompt"])
     painted = 0
     for number, row in enumerate(rows):
@@ -111,7 +110,7 @@ def paint_set(
         else:
             request = _request(task, row, number, common)
             _write_beside(task, request, row, number)
-            painted += _paint(engine, task, request, files, listen)
+            painted += _paint(runner, task, request, files, listen)
         on_row(number + 1, len(rows), there)
     return painted
 
@@ -146,9 +145,9 @@ def _asks(protocol: Protocol, row: Mapping[str, Any]) -> tuple[Any, ...]:
     return _first(row, protocol.prompt), row.get("rules"), repr(image) if image else None
 
 
-def _settings(engine: Engine, protocol: Protocol, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(runner: Runner, protocol: Protocol, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return the protocol's settings as far as the model takes them, and those asked for."""
-    own = {k: v for k, v in protocol.common.items() if k not in engine.spec.no_effect}
+    own = {k: v for k, v in protocol.common.items() if k in runner.spec.takes}
     found = {**own, "num_images_per_prompt": protocol.images, **asked}
     if found["num_images_per_prompt"] != protocol.images and protocol.grid:
         raise RequestError(
@@ -159,7 +158,7 @@ def _settings(engine: Engine, protocol: Protocol, asked: Mapping[str, Any]) -> d
     return found
 
 
-def _check_state(engine: Engine, task: Task, settings: Mapping[str, Any]) -> None:
+def _check_state(runner: Runner, task: Task, settings: Mapping[str, Any]) -> None:
     """Keep images of different models or settings apart.
 
     Earlier versions kept the state inside the folder, where scorers take it for an image: it is
@@ -170,8 +169,8 @@ def _check_state(engine: Engine, task: Task, settings: Mapping[str, Any]) -> Non
     """
     now = {
         "eval_set": task.protocol.title,
-        "fingerprint": engine.checkpoint.fingerprint,
-        "dtype": engine.plan.dtype,
+        "fingerprint": runner.fingerprint,
+        "dtype": runner.plan.dtype,
         "settings": {key: str(value) for key, value in sorted(settings.items())},
     }
     place, inside = task.state, task.out / STATE
@@ -210,7 +209,7 @@ def _request(task: Task, row: Mapping[str, Any], number: int, common: Mapping[st
 
 
 def _paint(
-    engine: Engine,
+    runner: Runner,
     task: Task,
     request: Request,
     files: Sequence[Path],
@@ -218,7 +217,7 @@ def _paint(
 ) -> int:
     """Generate a row's images, and write the missing ones."""
     pictures: list[Picture] = []
-    for picture in engine.paint(request, batch=task.batch, listen=listen):
+    for picture in runner.paint(request, batch=task.batch, listen=listen):
         pictures.append(picture)
         if not task.protocol.grid and not files[picture.index].exists():
             picture.save(files[picture.index])
