@@ -33,8 +33,8 @@ YEAR = 365 * 24 * 3600.0
 
 @pytest.fixture(autouse=True)
 def _quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "STOP_SECONDS", 0.1, raising=False)
-    monkeypatch.setattr(service_module, "HANGING_SECONDS", 0.1, raising=False)
+    monkeypatch.setattr(service_module, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(service_module, "HANGING_SECONDS", 0.1)
 
 
 class HangingRunner(FakeRunner):

@@ -137,7 +137,7 @@ def test_the_others_get_the_error_of_the_first(tmp_path: Path) -> None:
 def test_a_request_does_not_wait_for_ever_for_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "RESERVED_SECONDS", 0.1, raising=False)
+    monkeypatch.setattr(service_module, "RESERVED_SECONDS", 0.1)
     journal = SlowJournal(tmp_path / "jobs.db")
     runner = FakeRunner()
     service = make_service(runner, journal=journal)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from danqing.errors import DanqingError
-from danqing.serve import service as service_module
+from danqing.serve import deadlines
 from danqing.serve.journal import Journal
 from tests.fakes import FakeRunner
 from tests.serve.conftest import until
@@ -177,7 +177,7 @@ class _Machine:
 def test_every_accepted_job_ends_once(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "LOOK_SECONDS", 0.02, raising=False)
+    monkeypatch.setattr(deadlines, "LOOK_SECONDS", 0.02)
     machine = _Machine(tmp_path, seed)
     actions = (
         [machine.submit] * 12 + [machine.submit_together] * 3 + [machine.look] * 4

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from danqing.errors import DanqingError, DeadlineError
+from danqing.errors import CancelledError, DanqingError, DeadlineError
 from danqing.request import Request
 
 if TYPE_CHECKING:
@@ -358,6 +358,11 @@ def late_error(job: Job) -> DanqingError:
         seen=f"{job.age:.0f} s, waiting included",
         hint="use fewer steps, images or pixels, or ask again when the queue is shorter",
     )
+
+
+def cancelled_error() -> DanqingError:
+    """Return the error of a job that was cancelled."""
+    return CancelledError("the job was cancelled")
 
 
 def unknown_failure(error: BaseException | None = None) -> DanqingError:

@@ -182,6 +182,17 @@ class Journal:
             )
             self._keep_clock()
 
+    def resume(self) -> list[Job]:
+        """Return the jobs of an earlier life of the server that it is to finish; drop old ones."""
+        self.forget_old()
+        jobs = self.waiting()
+        row = {"resumed": len(jobs), "unreadable": self.unreadable}
+        if self.unreadable:
+            log.error("journal opened; jobs that cannot be read failed", extra={"row": row})
+        else:
+            log.info("journal opened", extra={"row": row})
+        return jobs
+
     def waiting(self) -> list[Job]:
         """Return the jobs that were accepted and have not ended, in their order.
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Literal
 
 from danqing.errors import (
-    CancelledError,
     ClosingError,
     DanqingError,
-    JournalError,
     ModelNotFoundError,
     RequestError,
 )
+from danqing.serve.deadlines import Deadlines
 from danqing.serve.job_queue import JobQueue
-from danqing.serve.jobs import LATE_SECONDS, Job, late_error, unknown_failure
+from danqing.serve.jobs import Job, cancelled_error, late_error, unknown_failure
 from danqing.serve.limits import Limits
 from danqing.serve.logs import about
 from danqing.serve.metrics import Gauges
 from danqing.serve.shelf import Shelf
-from danqing.serve.worker import GivenUpError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,8 +39,6 @@ STOP_SECONDS = 5.0
 """After the grace at shutdown, how long a running job may take to notice that it was given up."""
 HANGING_SECONDS = 60.0
 """After that, how long shutdown waits for a device that computes before it leaves it alone."""
-LOOK_SECONDS = 0.5
-"""Between two looks of the thread that keeps the deadlines."""
 REWRITE_SECONDS = 5.0
 """Between two attempts to write ends of jobs that the journal could not take."""
 TIDY_SECONDS = 600.0
@@ -104,7 +99,9 @@ class Service:
                 raise _closing()
             listen(model, progress)
 
-        self._take_stock()
+        # before a client can ask for one of them
+        for job in [] if self.journal is None else self.journal.resume():
+            self._take_up(job)
         for worker in self.workers:
             worker.load(heard)
         with self._change:
@@ -113,20 +110,6 @@ class Service:
                 self.state = "ready"
         for thread in self._threads:
             thread.start()
-
-    def _take_stock(self) -> None:
-        """Take up the jobs of an earlier life of the server, before a client can ask for one."""
-        if self.journal is None:
-            return
-        self.journal.forget_old()
-        jobs = self.journal.waiting()
-        for job in jobs:
-            self._take_up(job)
-        row = {"resumed": len(jobs), "unreadable": self.journal.unreadable}
-        if self.journal.unreadable:
-            log.error("journal opened; jobs that cannot be read failed", extra={"row": row})
-        else:
-            log.info("journal opened", extra={"row": row})
 
     def _take_up(self, job: Job) -> Job:
         """Queue a job that only the journal knows, and return it, or the one that is queued."""
@@ -342,7 +325,7 @@ class Service:
         with self._change:
             waited = self._queue.remove(job)
         if waited:
-            self._end(job, "cancelled", _cancelled())
+            self._end(job, "cancelled", cancelled_error())
 
     def leave(self, job: Job) -> None:
         """Say that a client went away; a job that nobody waits for any more is given up."""
@@ -371,66 +354,32 @@ class Service:
             return job
 
     def _keep_time(self) -> None:
-        """End jobs at their deadline, and keep the journal in order."""
-        rewritten = tidied = time.monotonic()
-        while True:
-            with self._change:
-                if self._change.wait_for(lambda: self.state == "closing", timeout=LOOK_SECONDS):
-                    return
-            try:
-                self._end_late()
-                now = time.monotonic()
-                if now - rewritten > REWRITE_SECONDS:
-                    rewritten = now
-                    self.shelf.write_again()
-                if now - tidied > TIDY_SECONDS and self.journal is not None:
-                    tidied = now
-                    self.journal.forget_old()
-            except Exception:  # it must go on keeping the time
-                log.exception("keeping deadlines failed")
-
-    def _end_late(self) -> None:
-        """End the jobs whose deadline has passed: waiting, running, and hanging in their end."""
-        with self._change:
-            now = time.monotonic()
-            late = self.shelf.late(now)
-            self._queue.remove(*late)
-        for job in late:
-            job.given_up.set()
-            if not job.claimed:
-                self._end(job, "failed", late_error(job))
-            elif job.expires is not None and job.expires + LATE_SECONDS < now:
-                job.end_late()
+        deadlines = Deadlines(self._change, self._queue, self.shelf, self._end)
+        deadlines.every(REWRITE_SECONDS, self.shelf.write_again)
+        if self.journal is not None:
+            deadlines.every(TIDY_SECONDS, self.journal.forget_old)
+        deadlines.run(lambda: self.state == "closing")
 
     def _run(self, worker: Worker, job: Job) -> None:
         if not job.start():
             return  # its deadline passed just now
         start = time.perf_counter()
-        try:
-            self._note_start(job)
-            worker.paint(job, checker=self.checker, metrics=self.metrics)
-        except GivenUpError:
-            if self.state == "closing":
-                self._end(job, "given back", _closing())
-            else:
-                self._end(job, "cancelled", _cancelled())
-        except DanqingError as error:
-            self._end(job, "failed", _without_frames(error))
-        except BaseException as error:  # one job's failure must not be the next one's
-            log.exception("a job failed in an unknown way", extra=about(job))
-            self._end(job, "failed", unknown_failure(error))
-            with contextlib.suppress(Exception):
-                worker.runners[job.order.model].close()  # it loads again for the next
-        else:
-            self._queue.add_seconds(time.perf_counter() - start)
-            self._end(job, "done")
+
+        def end(state: State, error: DanqingError | None = None) -> None:
+            if state == "done":
+                self._queue.add_seconds(time.perf_counter() - start)
+            elif state == "cancelled" and self.state == "closing":
+                state, error = "given back", _closing()
+            self._end(job, state, error)
+
+        self._note_start(job)
+        worker.run(job, end, checker=self.checker, metrics=self.metrics)
 
     def _note_start(self, job: Job) -> None:
-        if self.journal is None:
-            return
         try:
-            self.journal.start(job)
-        except JournalError:  # it counts attempts alone
+            if self.journal is not None:
+                self.journal.start(job)
+        except Exception:  # it counts attempts alone
             log.exception("the journal lacks that a job began", extra=about(job))
 
     def _end(self, job: Job, state: State, error: DanqingError | None = None) -> None:
@@ -462,21 +411,11 @@ def _times(job: Job) -> dict[str, float | None]:
     return {"waited": waited, "seconds": took}
 
 
-def _without_frames(error: DanqingError) -> DanqingError:
-    """Drop what an error refers to: frames that hold tensors."""
-    error.__traceback__ = error.__cause__ = error.__context__ = None
-    return error
-
-
 def _join(threads: Sequence[threading.Thread], seconds: float) -> None:
     """Wait for threads to end, all together for so many seconds."""
     until = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
-
-
-def _cancelled() -> DanqingError:
-    return CancelledError("the job was cancelled")
 
 
 def _closing() -> DanqingError:

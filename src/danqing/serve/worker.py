@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
 from danqing.errors import DanqingError, RefusedPictureError
 from danqing.pictures import encode
-from danqing.serve.jobs import LATE_SECONDS, Finished, Painted, Stepped, late_error
+from danqing.serve.jobs import (
+    LATE_SECONDS,
+    Finished,
+    Painted,
+    Stepped,
+    cancelled_error,
+    late_error,
+    unknown_failure,
+)
+from danqing.serve.logs import about
 from danqing.serve.privacy import public_record
 
 if TYPE_CHECKING:
@@ -16,8 +26,11 @@ if TYPE_CHECKING:
 
     from danqing.generation import Picture, Progress
     from danqing.runner import Runner
-    from danqing.serve.jobs import Job, Order
+    from danqing.serve.jobs import Job, Order, State
     from danqing.serve.metrics import Metrics
+
+
+log = logging.getLogger("danqing.serve")
 
 
 class Checker(Protocol):
@@ -29,7 +42,7 @@ class Checker(Protocol):
         """Return why an image is refused, or None."""
 
 
-class GivenUpError(Exception):
+class _GivenUpError(Exception):
     """Ends the work from within a listener."""
 
 
@@ -72,19 +85,37 @@ class Worker:
         for runner in self.runners.values():
             runner.close()
 
-    def paint(self, job: Job, *, checker: Checker | None, metrics: Metrics | None) -> None:
-        """Make a job's images, and tell those who follow it.
+    def run(
+        self,
+        job: Job,
+        end: Callable[[State, DanqingError | None], None],
+        *,
+        checker: Checker | None,
+        metrics: Metrics | None,
+    ) -> None:
+        """Make a job's images, and end the job, whatever happens."""
+        try:
+            self._paint(job, checker=checker, metrics=metrics)
+        except _GivenUpError:
+            end("cancelled", cancelled_error())
+        except DanqingError as error:
+            end("failed", _without_frames(error))
+        except BaseException as error:  # one job's failure must not be the next one's
+            log.exception("a job failed in an unknown way", extra=about(job))
+            end("failed", unknown_failure(error))
+            with contextlib.suppress(Exception):
+                self.runners[job.order.model].close()  # it loads again for the next
+        else:
+            end("done", None)
 
-        Raises:
-            GivenUpError: nobody wants it any more.
-            DanqingError: it failed, is late, or an image was refused.
-        """
-        check_time(job)
+    def _paint(self, job: Job, *, checker: Checker | None, metrics: Metrics | None) -> None:
+        """Tell those who follow the job of each image and step."""
+        _check_time(job)
         order, previews = job.order, 0
 
         def listen(progress: Progress) -> None:
             nonlocal previews
-            check_time(job)
+            _check_time(job)
             previews += progress.preview is not None
             job.tell(Stepped(progress, len(job.pictures), previews))
 
@@ -97,21 +128,21 @@ class Worker:
                 job.tell(Finished(_painted(picture, order), picture.index))
                 if metrics is not None:
                     metrics.painted(order.model, picture)
-                check_time(job)
+                _check_time(job)
                 previews = 0
 
 
-def check_time(job: Job) -> None:
-    """See that a job is still wanted, and in time.
-
-    Raises:
-        GivenUpError: it is not wanted.
-        DeadlineError: it is late.
-    """
+def _check_time(job: Job) -> None:
     if job.given_up.is_set():
-        raise GivenUpError
+        raise _GivenUpError
     if job.expires is not None and time.monotonic() > job.expires:
         raise late_error(job)
+
+
+def _without_frames(error: DanqingError) -> DanqingError:
+    """Drop what an error refers to: frames that hold tensors."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 def _painted(picture: Picture, order: Order) -> Painted:
