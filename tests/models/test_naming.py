@@ -155,13 +155,15 @@ def test_an_alias_names_the_one_of_its_kind(
 def test_an_unknown_name_is_refused_with_those_of_the_family(
     diffusers: Path, loose: Path, name: str
 ) -> None:
-    """`clip` may be two of them."""
+    """`clip` may be two of them, and the hint says so."""
     with pytest.raises(RequestError, match="unknown component") as caught:
         models.open_checkpoint(diffusers, {name: loose / "9.safetensors"})
     assert caught.value.seen == name
     allowed = str(caught.value.allowed).split(", ")
     assert {slot.name for slot in SLOTS} | {"t5", "dit", "schedule"} <= set(allowed)
     assert not {"transformer", "clip"} & set(allowed)
+    hint = "clip may be text_encoder or text_encoder_2 here" if name == "clip" else None
+    assert caught.value.hint == hint
 
 
 def test_two_of_one_size_must_be_named(loose: Path) -> None:

@@ -40,7 +40,7 @@ def write_folder(model: Model, dtype: str, *, version: str = VERSION) -> TargetL
         rows[name] = ["diffusers", SCHEDULER]
         tables[f"{name}/scheduler_config.json"] = schedule_table(model, version)
     for slot in model.slots:
-        if slot.role == "tokenizer":
+        if slot.kind in tokenizers.KINDS:
             rows[slot.name] = ["transformers", tokenizers.KINDS[slot.kind].class_name]
     tables["model_index.json"] = {
         "_class_name": models.pipeline_of(model.spec),
@@ -70,4 +70,8 @@ def schedule_table(model: Model, version: str = VERSION) -> dict[str, Any]:
 
 def tokenizer_folders(model: Model) -> dict[str, Any]:
     """Return where the tokenizers lie, by name."""
-    return {name: model.checkpoint.component(name).folder for name in model.role("tokenizer")}
+    return {
+        slot.name: model.checkpoint.component(slot.name).folder
+        for slot in model.slots
+        if slot.kind in tokenizers.KINDS
+    }

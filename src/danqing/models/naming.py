@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from danqing.errors import CheckpointError, RequestError
 from danqing.weights import Checkpoint
 from danqing.weights.deepgen_pt import with_adapters
-from danqing.weights.kinds import KINDS, RELEASED
+from danqing.weights.kinds import KINDS, RELEASED, TOKENIZERS
 from danqing.weights.parts import named, read_component, read_network, read_place
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def component_names(slots: Iterable[Slot]) -> dict[str, Slot]:
         own.setdefault(slot.name, slot)
     aliases: dict[str, list[Slot]] = {}
     for slot in own.values():
-        if slot.kind in KINDS:
-            aliases.setdefault(KINDS[slot.kind].shown, []).append(slot)
+        aliases.setdefault(_alias(slot), []).append(slot)
     return {alias: row[0] for alias, row in aliases.items() if len(row) == 1} | own
 
 
@@ -60,7 +59,7 @@ class Match:
         unique: dict[str, Slot] = {}
         for slot in self.slots:
             unique.setdefault(slot.name, slot)
-        return sorted(unique.values(), key=lambda slot: slot.role == "tokenizer")
+        return sorted(unique.values(), key=lambda slot: slot.kind in TOKENIZERS)
 
     # --- how well it fits ------------------------------------------------------------------------
 
@@ -186,14 +185,21 @@ class Match:
         for name, place in self.contents.places.items():
             slot = self._names.get(name)
             if slot is None:
-                raise RequestError(
-                    "unknown component", seen=name, allowed=", ".join(sorted(self._names))
-                )
+                raise self._unknown(name)
             part, *tokenizers = read_component(slot.name, KINDS[slot.kind], place)
             chosen[slot.name] = named(part, slot.name)
             if slot.tokenizer and tokenizers:
                 beside[slot.tokenizer] = named(tokenizers[0], slot.tokenizer)
         return {**beside, **chosen}
+
+    def _unknown(self, name: str) -> RequestError:
+        several = [slot.name for slot in self._unique if _alias(slot) == name]
+        return RequestError(
+            "unknown component",
+            seen=name,
+            allowed=", ".join(sorted(self._names)),
+            hint=f"{name} may be {' or '.join(several)} here" if several else None,
+        )
 
     def _pick(self, slot: Slot, components: Mapping[str, Component]) -> Component | None:
         """Return the loose component for a slot: the only one, or the one that is plainly meant."""
@@ -277,6 +283,10 @@ def several_models(contents: Contents) -> CheckpointError:
         seen=f"{contents.path}: {_places(parts)}",
         hint="name the file itself as --model_path",
     )
+
+
+def _alias(slot: Slot) -> str:
+    return KINDS[slot.kind].shown if slot.kind in KINDS else slot.name
 
 
 def _identity(part: Component) -> tuple[object, ...]:

@@ -94,7 +94,7 @@ def preflight(checkpoint: Checkpoint, *, values: bool = False) -> Preflight:
 
 
 def _preflight_part(checkpoint: Checkpoint, *, values: bool) -> Preflight:
-    """Compare components with those of the first family that has such."""
+    """Compare components with those of the family that they fit best."""
     model = models.make_model_around(checkpoint)
     findings = tuple(
         _look(checkpoint, name, model.check_part, model.notes_of, values=values)

@@ -335,8 +335,10 @@ KINDS = {kind.name: kind for kind in (*_FOREIGN, *_KNOWN)}
 PREFIXES = ("", *dict.fromkeys(prefix for kind in KINDS.values() for prefix in kind.prefixes))
 """What may stand before a component's names in a file; some begin with others, in this order."""
 
-TOKENIZERS = tuple(kind for kind in KINDS.values() if kind.vocabulary)
-TOKENIZER_FILES = ("tokenizer.json", *dict.fromkeys(f for kind in TOKENIZERS for f in kind.files))
+TOKENIZERS = {name: kind for name, kind in KINDS.items() if kind.vocabulary}
+TOKENIZER_FILES = (
+    "tokenizer.json", *dict.fromkeys(file for kind in TOKENIZERS.values() for file in kind.files),
+)  # fmt: skip
 
 
 def recognise(names: Container[str]) -> tuple[Kind, Naming] | None:

@@ -178,7 +178,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 def _tokenizer(folder: Path) -> list[Component]:
     """Return the tokenizer in a folder; files alone may leave open which of several kinds it is."""
-    kinds = tuple(kind.name for kind in TOKENIZERS if _is_tokenizer(kind, folder))
+    kinds = tuple(name for name, kind in TOKENIZERS.items() if _is_tokenizer(kind, folder))
     if not kinds:
         return []
     config = folder / "tokenizer_config.json"
@@ -196,7 +196,7 @@ def _is_tokenizer(kind: Kind, folder: Path) -> bool:
 
     if has(kind.files):
         return True
-    if any(has(other.files) for other in TOKENIZERS):
+    if any(has(other.files) for other in TOKENIZERS.values()):
         return False
     return _vocabulary(folder) == kind.vocabulary
 
