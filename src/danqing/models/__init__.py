@@ -89,10 +89,9 @@ def open_parts(path: str | Path) -> Checkpoint:
     if not fitting:
         return naming.by_kind(contents)
 
-    def rank(name: str) -> tuple[int, int, int]:
+    def rank(name: str) -> tuple[int, int]:
         match = fitting[name]
-        own = _own_missing(name, match) if match.denoisers else 0
-        return own, -match.named_folders, len(match.missing)
+        return _own_missing(name, match) if match.denoisers else 0, -match.named_folders
 
     best = min(fitting, key=rank)
     return fitting[best].checkpoint(best)
