@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +18,7 @@ from PIL import Image
 import danqing
 from danqing.errors import DanqingError, NoEffectError, OutputError, RequestError
 from danqing.evalsets import PROTOCOLS, Protocol, Task, paint_set
+from danqing.evalsets.painting import STATE
 from danqing.evalsets.rows import read_rows
 from danqing.pictures import read_record
 from tests.conftest import run_danqing
@@ -23,7 +26,6 @@ from tests.fakes import FakeRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from danqing.runner import Runner
 
@@ -274,6 +276,41 @@ def test_pictures_made_otherwise_are_not_mixed(engine: danqing.Engine, tmp_path:
     with pytest.raises(OutputError, match="made otherwise") as caught:
         fill(engine, PROTOCOLS["wise"], prompts=prompts, out=out, settings={**QUICK, "seed": 1})
     assert "settings" in str(caught.value)
+
+
+def test_dpg_bench_reads_every_file_of_its_folder(engine: danqing.Engine, tmp_path: Path) -> None:
+    """As its scorer does: each entry of the folder is opened, and its stem names a prompt."""
+    out = tmp_path / "out"
+    fill(engine, PROTOCOLS["dpg-bench"], prompts=write_dpg(tmp_path), out=out, settings=QUICK)
+    for name in (names := os.listdir(out)):  # noqa: PTH208 - the very call of the scorer
+        with Image.open(out / name) as grid:
+            assert grid.size == (128, 128)
+        assert name.split(".")[0] in {"COCOval2014000000000139", "drawtext1"}
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("place", ["out", "out/", ".", "deep/out"])
+def test_an_earlier_state_is_moved_and_honoured(
+    place: str, engine: danqing.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions kept the state inside the folder."""
+    prompts = write_wise(tmp_path)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    out = Path(place)
+    job: dict[str, Any] = {"prompts": prompts, "out": out, "settings": QUICK}
+    fill(engine, PROTOCOLS["wise"], limit=1, **job)
+    (state,) = tmp_path.rglob(f"*.{STATE}")
+    assert state == Path(f"{out.absolute().resolve()}.{STATE}")
+    kept = state.read_text()
+    state.rename(out / STATE)
+    with pytest.raises(OutputError, match="made otherwise"):
+        fill(engine, PROTOCOLS["wise"], **{**job, "settings": {**QUICK, "seed": 1}})
+    assert not (out / STATE).exists()
+    state.rename(out / STATE)
+    assert fill(engine, PROTOCOLS["wise"], **job) == len(read_rows(prompts)) - 1
+    assert not (out / STATE).exists()
+    assert state.read_text() == kept
 
 
 def test_a_model_without_guidance_paints_too(schnell: Path, tmp_path: Path) -> None:

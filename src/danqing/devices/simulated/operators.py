@@ -142,26 +142,22 @@ _LEFT_UP, _RIGHT_DOWN = 2, 3
 _MOST_WIDTH = 768
 
 
-def _fusion_attention(  # noqa: PLR0917 - the schema's own order
+_FURTHER: dict[str, Any] = {
+    "pse": None, "padding_mask": None, "atten_mask": None, "scale": 1.0, "keep_prob": 1.0,
+    "pre_tockens": _ALL, "next_tockens": _ALL, "inner_precise": 0, "prefix": None,
+    "actual_seq_qlen": None, "actual_seq_kvlen": None, "sparse_mode": 0,
+}  # fmt: skip
+"""Further arguments of npu_fusion_attention, in the schema's order, with its defaults."""
+
+
+def _fusion_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     head_num: int,
     input_layout: str,
-    pse: torch.Tensor | None = None,  # noqa: ARG001
-    padding_mask: torch.Tensor | None = None,  # noqa: ARG001
-    atten_mask: torch.Tensor | None = None,
-    scale: float = 1.0,
-    keep_prob: float = 1.0,  # noqa: ARG001
-    pre_tockens: int = _ALL,
-    next_tockens: int = _ALL,
-    inner_precise: int = 0,  # noqa: ARG001
-    prefix: Any = None,  # noqa: ARG001
-    actual_seq_qlen: Any = None,  # noqa: ARG001
-    actual_seq_kvlen: Any = None,  # noqa: ARG001
-    sparse_mode: int = 0,
-    *_: Any,
-    **__: Any,
+    *further: Any,
+    **named: Any,
 ) -> tuple[Any, ...]:
     """Attend; of the mask, True is left out: the inverse of torch's."""
     if query.dtype not in {torch.float16, torch.bfloat16, torch.float32}:
@@ -174,12 +170,15 @@ def _fusion_attention(  # noqa: PLR0917 - the schema's own order
         _refuse("FlashAttentionScore", f"D is {width}, at most {_MOST_WIDTH}")
     heads = key.shape[-1] // width if "N" not in input_layout else head_num
     queries, keys, values = split(query, head_num), split(key, heads), split(value, heads)
+    settings = {**_FURTHER, **dict(zip(_FURTHER, further, strict=False)), **named}
+    around = (settings["pre_tockens"], settings["next_tockens"])
     mask = _allowed(
-        atten_mask, queries.shape[2], keys.shape[2], sparse_mode, (pre_tockens, next_tockens)
+        settings["atten_mask"], queries.shape[2], keys.shape[2], settings["sparse_mode"], around
     )
     mixed = F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=keys.shape[1] != head_num
-    )
+        queries, keys, values, attn_mask=mask, scale=settings["scale"],
+        enable_gqa=keys.shape[1] != head_num,
+    )  # fmt: skip
     sums = torch.zeros(*queries.shape[:3], 8)
     nothing = torch.empty(0, dtype=query.dtype)
     return _BACK[input_layout](mixed).contiguous(), sums, sums.clone(), nothing, 0, 0, 0
