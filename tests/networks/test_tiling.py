@@ -56,5 +56,5 @@ def test_sides_to_try() -> None:
 
 @pytest.mark.parametrize("tile", ["31", "wide", "-5", "0"])
 def test_no_such_tile(tile: str) -> None:
-    with pytest.raises(RequestError, match="that is no tile"):
+    with pytest.raises(RequestError, match="invalid tile size"):
         danqing.open("pocket", device="cpu", tile=tile)

@@ -118,7 +118,9 @@ class Printer:
         """Say what will happen."""
         if self.quiet:
             return
-        for label, text in engine.plan.lines():
+        from danqing.plan import plan_lines
+
+        for label, text in plan_lines(engine.plan):
             print(f"{label:<18} {text}", file=sys.stderr)
 
     def note(self, text: str) -> None:

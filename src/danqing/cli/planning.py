@@ -8,6 +8,7 @@ from danqing.cli.opening import open_engine, open_weights
 from danqing.cli.prompts import read_size
 from danqing.cli.terminal import print_json
 from danqing.models import identify
+from danqing.plan import plan_lines
 from danqing.quantities import size as in_units
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def run(job: Planning) -> None:
             row = {"plan": engine.plan.as_dict(), "request": request.model_dump(), "notes": notes}
             print_json(row, indent=1)
             return
-        for label, text in engine.plan.lines():
+        for label, text in plan_lines(engine.plan):
             print(f"{label:<18} {text}")
         _print_stages(engine.plan)
         for note in notes:

@@ -84,6 +84,11 @@ def hoisted(
     Yields:
         What is to be called with the number of each step before it, counted from 0.
     """
+    # The timesteps are known before the first step, so every input of these layers is, too. Each
+    # is exchanged for a table of its outputs, one row a step. All tables are allocated at once and
+    # before the loop: small tensors that last, made between large ones, fragment memory. The layers
+    # are put back even if one fails or cannot be read; else the next request would take its values
+    # from this one's table.
     embedded = [embed(step) for step in range(steps)]
     known = _knows(kept, transformer, layers, embedded)
     originals = [transformer.get_submodule(name) for name in layers]

@@ -365,6 +365,11 @@ class Streamed:
 
     def _read_ahead(self, bound: int) -> None:
         """Start reading what comes next, as far as the ring has room."""
+        # Every step runs the same units in the same order, so what comes next is known, also past
+        # the end of a step: there it wraps around, unless this is the only pass of the only run.
+        # Units that stay, and those needed once, are skipped when they were read before. The first
+        # one without room ends the search: a later one that fits would take its place in the ring,
+        # and the computation waits for the units in order.
         kept = () if self._recoding is None else self._recoding.kept
         index = self._coming[-1].index if self._coming else bound
         for _ in self._planned:

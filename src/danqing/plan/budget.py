@@ -184,7 +184,9 @@ def streamings(
         rates: of this machine; None where reading is always slower than keeping.
         all_of_it: stream whatever can be, even if it would fit; and keep nothing.
     """
-    # on a CPU reading ahead beats mapping, so that once anything is streamed all that is large is
+    # A stage that fits is not streamed on a card: memory is faster than any disk. On a CPU reading
+    # ahead into a ring beats the page faults of mapped weights, so that once anything is streamed,
+    # everything large is. Small components beside a large one are never worth it.
     every = all_of_it or rates is not None
     too_large = {stage for stage, peak in staged(parts, work).peaks.items() if peak > limit}
     chosen = [
@@ -200,13 +202,18 @@ def streamings(
     if not chosen:
         return
     largest = max(block.disk for name in chosen for block in parts[name].blocks)
+    # Ring and blocks that stay compete for the same bytes. A ring of three blocks hides uneven
+    # disks best, so it comes first; what room is left keeps blocks from being read in every step.
+    # Each smaller ring overlaps less, and is offered because it may fit where that one did not.
     for units in RING_UNITS:
         ring = int(units * largest)
         plain = _streaming(parts, work, dict.fromkeys(chosen, ()), ring)
         stay: dict[str, tuple[str, ...]] = dict.fromkeys(chosen, ())
         room = limit - plain.peaks["denoise"]
-        if "transformer" in stay and not all_of_it:
-            stay["transformer"] = staying(parts["transformer"], work, room, rates)
+        for name in work.stages["denoise"]:
+            if name in stay and not all_of_it:
+                stay[name] = staying(parts[name], work, room, rates)
+                room -= sum(b.stays for b in parts[name].blocks if b.name in stay[name])
         found = _streaming(parts, work, stay, ring)
         yield found if all_of_it else _keeping(found, parts, work, limit)
 
@@ -263,7 +270,7 @@ def _made_anew(part: Part, stay: Mapping[str, tuple[str, ...]]) -> int:
 
 def _keeping(found: Arrangement, parts: Mapping[str, Part], work: Work, limit: int) -> Arrangement:
     """Let components that are needed for every picture stay, if there is room for them."""
-    for name in ("transformer", "vae"):
+    for name in dict.fromkeys([*work.stages["denoise"], *work.stages["decode"]]):
         held = _held(parts[name], found.streamed)
         reading = found.ring + _made_anew(parts[name], found.streamed)
         peaks = {}
