@@ -183,10 +183,11 @@ class Model(Components):
         rows = images * tokens.rows * (tokens.text + tokens.references + tokens.image)
 
         def most(counts: Mapping[str, int]) -> int:
-            return max(
+            sizes = (
                 count * self.kind(name).numbers(self.library_config(name)) * itemsizes[name]
                 for name, count in counts.items()
             )
+            return max(sizes, default=0)
 
         return {
             "encode": most(read),
