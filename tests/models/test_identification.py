@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from danqing import models
+from danqing.errors import CheckpointError
 from danqing.models import kinds
 from danqing.weights.kinds import FOREIGN, KINDS
 from tests import sd3_toys
@@ -65,6 +66,24 @@ def test_loose_files_of_sd3(sd3: Path, tmp_path: Path) -> None:
             n: e.shape for n, e in part.entries.items()
         }, name
     models.open_model(checkpoint, models.identify(checkpoint))
+
+
+@pytest.mark.parametrize("missing", [True, False])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_denoiser_elsewhere_that_cannot_be_read(
+    schnell: Path, tmp_path: Path, *, missing: bool, whole: bool
+) -> None:
+    """Its own fault shows, whether or not the folder has one and whatever its index says."""
+    folder = shutil.copytree(schnell, tmp_path / "model")
+    if not whole:
+        shutil.rmtree(folder / "transformer")
+        (folder / "model_index.json").write_text("{}")
+    place = tmp_path / "x.safetensors"
+    if not missing:
+        place.write_text("<html>")
+    words = "nothing at the place of transformer" if missing else "web page"
+    with pytest.raises(CheckpointError, match=words):
+        models.open_checkpoint(folder, {"transformer": place})
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)

@@ -14,7 +14,14 @@ from danqing.errors import CheckpointError, RequestError
 from danqing.weights import Checkpoint
 from danqing.weights.deepgen_pt import with_adapters
 from danqing.weights.kinds import KINDS, RELEASED, TOKENIZERS
-from danqing.weights.parts import named, read_component, read_network, read_place
+from danqing.weights.parts import (
+    named,
+    nothing_at,
+    read_component,
+    read_network,
+    read_part,
+    read_place,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -70,10 +77,10 @@ class Match:
         return {slot.kind for slot in slots if self._is_found(slot)}
 
     def _is_found(self, slot: Slot) -> bool:
-        asked = [name for name in self.given if name in self._names]
-        for name in (name for name in asked if self._names[name].name == slot.name):
-            parts = self.given[name]  # where nothing can be read, the error comes with the name
-            return not parts or any(slot.kind in part.kinds for part in parts)
+        names = [name for name in self.given if name in self._names]
+        for name in (name for name in names if self._names[name].name == slot.name):
+            if parts := self.given[name]:  # where nothing can be read, the error comes with names
+                return any(slot.kind in part.kinds for part in parts)
         part = self.contents.components.get(slot.name)
         if part is not None:
             return _kind(part) == slot.kind
@@ -258,7 +265,15 @@ def given_parts(places: Mapping[str, Path]) -> dict[str, list[Component]]:
 
 
 def by_kind(contents: Contents) -> Checkpoint:
-    """Return the components of no known family, under their folders' names or their kinds'."""
+    """Return the components of no known family, under their folders' names or their kinds'.
+
+    Raises:
+        CheckpointError: what the user named cannot be read; it may be what would tell the family.
+    """
+    for name, place in contents.places.items():
+        if not place.exists():
+            raise nothing_at(name, place)
+        read_part(place)
     components = dict(contents.components)
     for part in contents.loose:
         number = sum(name.split("#")[0] == part.name for name in components)

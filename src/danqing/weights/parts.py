@@ -215,6 +215,11 @@ def _vocabulary(folder: Path) -> str | None:
 # --- components named by the user ----------------------------------------------------------------
 
 
+def nothing_at(name: str, place: Path) -> CheckpointNotFoundError:
+    """Return the error for a component that is not where the user said."""
+    return CheckpointNotFoundError(f"there is nothing at the place of {name}", seen=place)
+
+
 def read_place(place: Path) -> list[Component]:
     """Return what lies at a place that the user named, if it can be read."""
     try:
@@ -230,7 +235,7 @@ def read_component(name: str, kind: Kind, place: Path) -> list[Component]:
         CheckpointError: it is not there, or cannot be read.
     """
     if not place.exists():
-        raise CheckpointNotFoundError(f"there is nothing at the place of {name}", seen=place)
+        raise nothing_at(name, place)
     if kind.config_file:
         folder = place if place.is_dir() else place.parent
         config = read_json(folder / kind.config_file)
