@@ -18,7 +18,8 @@ import torch
 from danqing import models
 from danqing.errors import RequestError
 from danqing.weights import places
-from danqing.weights.pull import RemoteFile, choose
+from danqing.weights.hubs import RemoteFile
+from danqing.weights.pull import choose
 from tests import layouts
 from tests.conftest import run_danqing
 from tests.hub import Hub

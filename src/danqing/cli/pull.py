@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from danqing.cli.terminal import bars
 from danqing.quantities import size
-from danqing.weights.pull import RemoteFile
 from danqing.weights.pull import pull as download
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from danqing.cli.jobs.pull import Pulling
+    from danqing.weights.hubs import RemoteFile
 
 
 def run(job: Pulling) -> None:
