@@ -146,6 +146,8 @@ _FURTHER: dict[str, Any] = {
     "pse": None, "padding_mask": None, "atten_mask": None, "scale": 1.0, "keep_prob": 1.0,
     "pre_tockens": _ALL, "next_tockens": _ALL, "inner_precise": 0, "prefix": None,
     "actual_seq_qlen": None, "actual_seq_kvlen": None, "sparse_mode": 0,
+    "gen_mask_parallel": True, "sync": False, "softmax_layout": "", "sink": None,
+    "dropout_mask": None, "seed": 0, "offset": 0,
 }  # fmt: skip
 """Further arguments of npu_fusion_attention, in the schema's order, with its defaults."""
 
@@ -170,7 +172,8 @@ def _fusion_attention(
         _refuse("FlashAttentionScore", f"D is {width}, at most {_MOST_WIDTH}")
     heads = key.shape[-1] // width if "N" not in input_layout else head_num
     queries, keys, values = split(query, head_num), split(key, heads), split(value, heads)
-    settings = {**_FURTHER, **dict(zip(_FURTHER, further, strict=False)), **named}
+    typed = dict(zip([*_FURTHER][: len(further)], further, strict=True))
+    settings = {**_FURTHER, **typed, **named}
     around = (settings["pre_tockens"], settings["next_tockens"])
     mask = _allowed(
         settings["atten_mask"], queries.shape[2], keys.shape[2], settings["sparse_mode"], around
