@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from danqing.errors import RequestError, UnknownSettingError
 
@@ -48,9 +49,15 @@ def explain(
     return RequestError(what, seen=seen, allowed=allowed, setting=name)
 
 
+@lru_cache(maxsize=32)  # it takes a millisecond, and a server answers many invalid requests
+def _properties(model: type[BaseModel]) -> dict[str, Any]:
+    properties: dict[str, Any] = model.model_json_schema()["properties"]
+    return properties
+
+
 def allowed_values(model: type[BaseModel], name: str) -> str | None:
     """Return the values of a field in words; None if it has no bounds and no choices."""
-    schema = model.model_json_schema()["properties"].get(name, {})
+    schema = _properties(model).get(name, {})
     for option in [schema, *schema.get("anyOf", [])]:
         if "enum" in option:
             return ", ".join(map(str, option["enum"]))
