@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from danqing.engine.conditions import Encoded
     from danqing.models.base import ModelSpec
     from danqing.models.model import Model
     from danqing.options import Options
@@ -69,7 +68,7 @@ class Engine:
         self._clock = StageClock(the_plan, device, places)
         self._residence = Residence(model, the_plan, self._clock, places)
         self._conditions = Conditions(model, options.prompt_cache, lambda: self._origin)
-        self._stages = Stages(model, the_plan, self._clock, self._residence)
+        self._stages = Stages(model, the_plan, self._clock, self._residence, self._conditions)
         self._batches = Batches(model, self._stages, lambda: self._origin)
         self._loads: list[StageCost] = []
 
@@ -210,25 +209,10 @@ class Engine:
             inputs: show what these layers were given too, as `inside/.../in/NUMBER`.
         """
         hooks = Hooks(probe, inside, inputs=inputs) if inside else None
-        with self._queue.hold(None), self._conditions.bypassed(), self._watched(hooks):
+        with self._queue.hold(None), self._conditions.bypassed(), self._residence.watched(hooks):
             count = request.num_images_per_prompt
             picture, *_ = self.paint(request, batch=count, probe=probe)
         return picture
-
-    @contextlib.contextmanager
-    def _watched(self, hooks: Hooks | None) -> Iterator[None]:
-        """Have all networks watched, those in memory and those that are loaded."""
-        if hooks is None:
-            yield
-            return
-        try:
-            for name, module in self._residence.modules.items():
-                hooks.add(name, module)
-            self._residence.on_load = hooks.add
-            yield
-        finally:
-            self._residence.on_load = None
-            hooks.remove()
 
     def paint(
         self,
@@ -258,7 +242,7 @@ class Engine:
         with self._computing(listen):
             costs, self._loads = self._loads, []  # what was read beforehand, the first one pays
             # 2. The prompt becomes conditioning, once for all its pictures.
-            conditioning, more = self._encode(request, costs, listen)
+            conditioning, more = self._stages.encode(request, costs, listen)
             look = Look(probe, pictures=request.num_images_per_prompt)
             seen = look.through(conditioning)
         work = ActiveRequest(request, seen, request.notes + more, listen, look, previews)
@@ -287,21 +271,6 @@ class Engine:
             finally:
                 for stage in self._model.stages:  # also those an error left loaded
                     self._residence.drop_stage(stage)
-
-    def _encode(
-        self, request: Resolved, costs: list[StageCost], listen: Listener | None
-    ) -> Encoded:
-        """Return the conditioning of a prompt; that of the last few is kept for other seeds."""
-        known = self._conditions.find(request)
-        if known is None:
-            known = self._stages.encode(request, costs, listen)
-            self._conditions.keep(request, known)
-        else:
-            count = request.num_images_per_prompt
-            costs.append(
-                StageCost(name="encode", seconds=0.0, peak_bytes=None, pictures=count, reused=True)
-            )
-        return known
 
     @cached_property
     def _origin(self) -> Provenance:
@@ -346,7 +315,7 @@ class Engine:
         asked = request.request.replace(num_inference_steps=1, num_images_per_prompt=1)
         request = self.spec.resolve(asked)
         with self._computing():
-            conditioning, _ = self._encode(request, [], None)
+            conditioning, _ = self._stages.encode(request, [], None)
             modules = self._residence.load(self._model.needs("denoise", request), [], None)
             return count_flops(self._model, modules, conditioning, request)
 

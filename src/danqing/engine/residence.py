@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from danqing.generation import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from danqing.devices import Device
     from danqing.engine.clock import StageClock
+    from danqing.engine.probe import Hooks
     from danqing.generation import StageCost
     from danqing.models.model import Model
     from danqing.networks.streaming import Streaming
@@ -76,6 +78,21 @@ class Residence:
 
             compile_blocks(module, self._device.compiler(self._plan.compiled))
         return module
+
+    @contextlib.contextmanager
+    def watched(self, hooks: Hooks | None) -> Iterator[None]:
+        """Have hooks on all networks, those in memory and those that are loaded."""
+        if hooks is None:
+            yield
+            return
+        try:
+            for name, module in self.modules.items():
+                hooks.add(name, module)
+            self.on_load = hooks.add
+            yield
+        finally:
+            self.on_load = None
+            hooks.remove()
 
     def drop_stage(self, stage: str) -> None:
         """Drop the components of a stage that has ended, except those that the plan keeps."""

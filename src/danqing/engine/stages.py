@@ -8,6 +8,7 @@ from danqing.engine.finish import check_image, to_image
 from danqing.engine.probe import tensors_of
 from danqing.engine.watch import StepWatch
 from danqing.errors import BrokenPictureError
+from danqing.generation import StageCost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,9 +18,8 @@ if TYPE_CHECKING:
 
     from danqing.engine.active import ActiveRequest
     from danqing.engine.clock import StageClock
-    from danqing.engine.conditions import Encoded
+    from danqing.engine.conditions import Conditions, Encoded
     from danqing.engine.residence import Residence
-    from danqing.generation import StageCost
     from danqing.models.model import Model
     from danqing.plan import Plan
     from danqing.request import Resolved
@@ -29,22 +29,38 @@ if TYPE_CHECKING:
 class Stages:
     """Encode, denoise and decode, on components that are loaded when a stage needs them."""
 
-    def __init__(self, model: Model, plan: Plan, clock: StageClock, residence: Residence) -> None:
+    def __init__(
+        self,
+        model: Model,
+        plan: Plan,
+        clock: StageClock,
+        residence: Residence,
+        conditions: Conditions,
+    ) -> None:
         """Keep the parts."""
+        self._conditions = conditions
         self._model = model
         self._plan = plan
         self._clock = clock
         self._residence = residence
 
     def encode(self, request: Resolved, costs: list[StageCost], listen: Listener | None) -> Encoded:
-        """Return the conditioning of a request's prompt, with notes for the user."""
+        """Return the conditioning of a prompt, with notes; that of the last few prompts is kept."""
+        count = request.num_images_per_prompt
+        known = self._conditions.find(request)
+        if known is not None:
+            costs.append(
+                StageCost(name="encode", seconds=0.0, peak_bytes=None, pictures=count, reused=True)
+            )
+            return known
         modules = self._residence.load(self._model.needs("encode", request), costs, listen)
-        with self._clock.stage("encode", costs, pictures=request.num_images_per_prompt):
+        with self._clock.stage("encode", costs, pictures=count):
             conditioning, notes = self._model.encode(modules, request)
             for name, tensor in tensors_of(conditioning):
                 if not bool(tensor.isfinite().all()):
                     raise self._not_finite("encode", name)
         self._residence.drop_stage("encode")
+        self._conditions.keep(request, (conditioning, notes))
         return conditioning, notes
 
     def render(
