@@ -19,9 +19,10 @@ OPTIONS = {
 }  # fmt: skip
 """How to run: the fields of `Options`, under every name they have had."""
 COMPONENTS = {
-    "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer",
-    "tokenizer_2", "tokenizer_3", "vlm", "connector", "unet",
+    "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer_2",
+    "tokenizer_3", "scheduler", "vlm", "unet",
 }  # fmt: skip
+"""Components of families; `tokenizer` and `connector` are names of roles, too."""
 CARRIERS = ("cli", "evalsets", "report", "serve", "verify", "engine", "engine.py", "plan",
             "plan.py", "__init__.py")  # fmt: skip
 """Rooms in which a parameter of such a name is an option, and not a tensor's device or dtype."""
