@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import danqing
 from tests import deepgen_toys, toys
@@ -69,6 +71,23 @@ def engine(schnell: Path) -> Iterator[danqing.Engine]:
 def dev_engine(dev: Path) -> Iterator[danqing.Engine]:
     with danqing.open(dev, device="cpu") as engine:
         yield engine
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command did in this process, named as `subprocess.CompletedProcess` names it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call_danqing(*arguments: object) -> Ran:
+    """Run a command in this process: where no signal, environment or exit is under test."""
+    from danqing.cli import app
+
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return Ran(result.exit_code, result.stdout, result.stderr)
 
 
 def run_danqing(

@@ -12,7 +12,7 @@ from PIL import Image
 from danqing.errors import BrokenPictureError, RequestError
 from danqing.pocket import suite
 from danqing.weights import BUILT_IN
-from tests.conftest import run_danqing
+from tests.conftest import call_danqing, run_danqing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ def test_the_suite_in_a_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_suite_as_json() -> None:
-    child = run_danqing("doctor", "--paint", "--device", "cpu", "--dtype", "float32", "--json")
+    child = call_danqing("doctor", "--paint", "--device", "cpu", "--dtype", "float32", "--json")
     assert child.returncode == 0, child.stderr
     report = json.loads(child.stdout)
     assert report["passed"] is True
@@ -64,12 +64,15 @@ def test_flags_of_the_suite_alone() -> None:
         assert "--paint" in text
 
 
-def test_the_first_command_of_the_readme_needs_no_model(tmp_path: Path) -> None:
+def test_the_first_command_of_the_readme_needs_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompt = "three blue mountains under a red sun, a boat on the water"
     first = run_danqing("generate", prompt, "--seed", 3, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert first.stdout.strip() == "pocket-3.png"
-    again = run_danqing("generate", "--from", "pocket-3.png", "-o", "again.png", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    again = call_danqing("generate", "--from", "pocket-3.png", "-o", "again.png")
     assert again.returncode == 0, again.stderr
     with Image.open(tmp_path / "pocket-3.png") as one, Image.open(tmp_path / "again.png") as two:
         assert one.tobytes() == two.tobytes()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from danqing.devices.ascend_chips import CHIPS, chip_named
-from tests.conftest import run_danqing
+from tests.conftest import call_danqing, run_danqing
 from tests.marks import slow_among
 
 ROOT = Path(__file__).parents[2]
@@ -322,7 +322,7 @@ def test_what_cannot_be_placed() -> None:
         (("--place", "brain=cpu"), "no such component to place", 2),
         (("--place", "vae=npu:7"), "npu is not available", 4),
     ):
-        done = run_danqing("generate", "a boat", "--dry-run", *words)
+        done = call_danqing("generate", "a boat", "--dry-run", *words)
         assert done.returncode == code, done.stderr
         assert wanted in done.stderr
 
@@ -399,17 +399,13 @@ print(json.dumps(found))
     ("words", "wanted"),
     [
         (("--compile", "npugraph"), "allowed: off, inductor"),
-        pytest.param(("--compile", "torchair"), "allowed: off, inductor", marks=pytest.mark.slow),
+        (("--compile", "torchair"), "allowed: off, inductor"),
         (("--fused", "group_norm_silu"), "allowed: auto, off"),
-        pytest.param(
-            ("--attention", "npu"), "allowed: auto, torch, math, flash", marks=pytest.mark.slow
-        ),
-        pytest.param(
-            ("--attention", "mindie"), "allowed: auto, torch, math, flash", marks=pytest.mark.slow
-        ),
+        (("--attention", "npu"), "allowed: auto, torch, math, flash"),
+        (("--attention", "mindie"), "allowed: auto, torch, math, flash"),
     ],
 )
 def test_what_only_an_npu_has_is_refused_elsewhere(words: tuple[str, str], wanted: str) -> None:
-    done = run_danqing("generate", "a boat", "--device", "cpu", "--dry-run", *words)
+    done = call_danqing("generate", "a boat", "--device", "cpu", "--dry-run", *words)
     assert done.returncode == 4
     assert wanted in done.stderr

@@ -21,7 +21,7 @@ from danqing.evalsets import PROTOCOLS, Protocol, Task, paint_set
 from danqing.evalsets.painting import STATE
 from danqing.evalsets.rows import read_rows
 from danqing.pictures import read_record
-from tests.conftest import run_danqing
+from tests.conftest import call_danqing
 from tests.fakes import FakeRunner
 
 if TYPE_CHECKING:
@@ -363,15 +363,15 @@ def test_other_forms_of_prompts(tmp_path: Path) -> None:
 def test_from_the_command_line(deepgen: Path, tmp_path: Path) -> None:
     prompts = write_corebench(tmp_path)
     command = ("eval-set", "T2I-CoREBench", "--prompts", prompts, "-m", deepgen, "--device", "cpu")
-    done = run_danqing(
+    done = call_danqing(
         *command, "--out", tmp_path / "o", "--height", 64, "--width", 64, "--steps", 1
     )
     assert done.returncode == 0, done.stderr
     assert "4 images generated" in done.stderr
-    done = run_danqing("eval-set", "--list")
+    done = call_danqing("eval-set", "--list")
     assert all(name in done.stdout for name in PROTOCOLS)
-    done = run_danqing("eval-set", "imagenet", "--prompts", prompts, "--out", tmp_path / "x")
+    done = call_danqing("eval-set", "imagenet", "--prompts", prompts, "--out", tmp_path / "x")
     assert done.returncode == 2
     assert "geneval" in done.stderr
-    done = run_danqing("eval-set", "geneval")
+    done = call_danqing("eval-set", "geneval")
     assert done.returncode == 2

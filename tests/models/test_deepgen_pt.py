@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import danqing
 from danqing.errors import CheckpointError, UnsafeFileError
 from tests import deepgen_toys as toys
-from tests.conftest import run_danqing
+from tests.conftest import call_danqing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,7 @@ def test_adapters_are_merged_as_peft_merges_them(
         word for name, place in parts.items() for word in ("--component", f"{name}={place}")
     ]
     target = tmp_path / "folder"
-    done = run_danqing("convert", tmp_path / "model.pt", target, "--allow-pt", *arguments)
+    done = call_danqing("convert", tmp_path / "model.pt", target, "--allow-pt", *arguments)
     assert done.returncode == 0, done.stderr
     written = load_file(target / "vlm" / "model.safetensors")
     assert written.keys() == expected.keys()
@@ -111,7 +111,7 @@ def test_a_pickle_is_opened_only_when_that_is_said(deepgen: Path, tmp_path: Path
     with pytest.raises(UnsafeFileError, match="pickle") as caught:
         danqing.open(tmp_path / "model.pt", components=bases(tmp_path, deepgen), device="cpu")
     assert "--allow-pt" in str(caught.value)
-    done = run_danqing("generate", "a", "-m", tmp_path / "model.pt", "-o", tmp_path / "a.png")
+    done = call_danqing("generate", "a", "-m", tmp_path / "model.pt", "-o", tmp_path / "a.png")
     assert done.returncode == 3
 
 

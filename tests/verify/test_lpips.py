@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from danqing.errors import CheckpointError, RequestError
 from danqing.verify.lpips import lpips
-from tests.conftest import run_danqing
+from tests.conftest import call_danqing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +97,7 @@ def test_what_it_refuses(weights: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_in_the_verdict(weights: Path) -> None:
-    ran = run_danqing(
+    ran = call_danqing(
         "verify", "parity", "a boat", "--seed", 1, "--candidate", "cpu", "--lpips", weights, "-q"
     )
     assert ran.returncode == 0, ran.stderr

@@ -17,7 +17,7 @@ from danqing.verify.parity import judge as judge_candidate
 from danqing.verify.runs import record
 from danqing.verify.trace import read_trace
 from tests import faults
-from tests.conftest import run_danqing
+from tests.conftest import call_danqing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -160,12 +160,12 @@ def test_numbers_that_are_not_finite_fail(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_from_the_command_line() -> None:
-    done = run_danqing("verify", "parity", "--candidate", "cpu", "--seed", 1)
+    done = call_danqing("verify", "parity", "--candidate", "cpu", "--seed", 1)
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith("identical")
-    done = run_danqing("verify", "parity", "--candidate", "cpu", "--seed", 1, "--json")
+    done = call_danqing("verify", "parity", "--candidate", "cpu", "--seed", 1, "--json")
     assert json.loads(done.stdout)["rung"] == "identical"
-    done = run_danqing("verify", "parity", "--require", "perfect")
+    done = call_danqing("verify", "parity", "--require", "perfect")
     assert done.returncode == 2
     assert "identical, close, alike, any" in done.stderr
 
@@ -179,7 +179,7 @@ def traced(place: str, home: Path, dtype: str, **settings: Any) -> Path:
 def test_a_trace_is_a_reference(tmp_path: Path) -> None:
     """Of another machine perhaps: its request is taken, and its noise."""
     place = traced("pocket", tmp_path, "bfloat16")
-    ran = run_danqing(
+    ran = call_danqing(
         "verify", "parity", "--reference", place, "--candidate", "cpu", "--json", "-q"
     )
     assert ran.returncode == 0, ran.stderr
@@ -221,14 +221,14 @@ def test_what_cannot_be_a_reference(tmp_path: Path, schnell: Path) -> None:
         (["--seed", "4"], "another seed", 2),
         (["-m", str(schnell)], "other weights", 10),
     ):
-        ran = run_danqing("verify", "parity", *arguments, "--reference", place, "-q")
+        ran = call_danqing("verify", "parity", *arguments, "--reference", place, "-q")
         assert ran.returncode == code, ran.stderr
         assert wanted in ran.stderr
     with danqing.open("pocket", device="cpu") as engine:
         request = engine.spec.resolve(danqing.Request(prompt=PROMPT, seed=3))
         digests = record(engine, request, tmp_path / "digests.trace", digests=True)
-    ran = run_danqing("verify", "parity", "--reference", digests.path, "-q")
+    ran = call_danqing("verify", "parity", "--reference", digests.path, "-q")
     assert ran.returncode == 10
     assert "digests alone" in ran.stderr
-    ran = run_danqing("verify", "parity", "--reference", tmp_path / "missing.trace", "-q")
+    ran = call_danqing("verify", "parity", "--reference", tmp_path / "missing.trace", "-q")
     assert ran.returncode == 10

@@ -20,7 +20,7 @@ from danqing.verify.determinism import check_determinism
 from danqing.verify.joints import compare_traces
 from danqing.verify.runs import record
 from danqing.verify.trace import Recorder, read_trace
-from tests.conftest import run_danqing
+from tests.conftest import call_danqing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -247,12 +247,12 @@ def _shaken(out: Any, factor: float) -> Any:
 @pytest.mark.slow
 def test_from_the_command_line(schnell: Path, tmp_path: Path) -> None:
     flags = ("-m", schnell, "--device", "cpu", "--steps", 2, "--height", 64, "--width", 64)
-    done = run_danqing("verify", "determinism", "a cat", *flags, "--batch", 2)
+    done = call_danqing("verify", "determinism", "a cat", *flags, "--batch", 2)
     assert done.returncode == 0, done.stderr
     assert "in another process" in done.stdout
     assert done.stdout.rstrip().endswith("\ndeterministic")
     for name, seed in (("a", 1), ("b", 2)):
-        done = run_danqing(
+        done = call_danqing(
             "trace", *flags, "--seed", seed, "--out", tmp_path / f"{name}.trace", "--", "-5 degrees"
         )
         assert done.returncode == 0, done.stderr
@@ -277,7 +277,7 @@ def test_from_the_command_line(schnell: Path, tmp_path: Path) -> None:
 def test_inside_a_network_a_sample_is_kept(tmp_path: Path) -> None:
     """Of every block or module: other readers find the very values that were computed."""
     place = tmp_path / "a.trace"
-    ran = run_danqing(
+    ran = call_danqing(
         "trace", "a boat", "--out", place, "--depth", "module", "--dtype", "float32", "--seed", 1
     )
     assert ran.returncode == 0, ran.stderr
@@ -301,12 +301,12 @@ def test_inside_a_network_a_sample_is_kept(tmp_path: Path) -> None:
     said = re.search(r"at most ([\d.]+) MiB inside", ran.stderr)
     assert said is not None
     assert place.stat().st_size < float(said[1]) * 2**20 + 400_000
-    same = run_danqing("verify", "traces", place, place, "--require", "identical")
+    same = call_danqing("verify", "traces", place, place, "--require", "identical")
     assert same.returncode == 0
-    block = run_danqing("trace", "a boat", "--out", place, "--depth", "block", "--seed", 1, "-q")
+    block = call_danqing("trace", "a boat", "--out", place, "--depth", "block", "--seed", 1, "-q")
     assert block.returncode == 0
     assert len(read_trace(place).joints) < len(trace.joints) / 4
-    bad = run_danqing("trace", "a boat", "--out", place, "--depth", "atom")
+    bad = call_danqing("trace", "a boat", "--out", place, "--depth", "atom")
     assert bad.returncode == 2
     assert "joint, block, module" in bad.stderr
 
@@ -342,7 +342,7 @@ def high_water() -> int:
 
 @pytest.mark.slow
 def test_what_determinism_costs() -> None:
-    ran = run_danqing(
+    ran = call_danqing(
         "verify", "determinism", "a boat", "--cost", "--json", "--no-process", "--steps", 1
     )
     assert ran.returncode == 0, ran.stderr
@@ -366,6 +366,6 @@ def test_traces_of_two_versions_of_torch_compare_without_a_model() -> None:
     assert next(joint for joint in found.joints if joint.name == "draw/0").identical
     for joint in found.joints:
         assert joint.identical or (joint.distance and joint.distance.relative < 1e-4), joint.name
-    ran = run_danqing("verify", "traces", new.path, old.path, "--json")
+    ran = call_danqing("verify", "traces", new.path, old.path, "--json")
     assert ran.returncode == 0
     assert json.loads(ran.stdout)["only_in_one"] == []

@@ -13,7 +13,7 @@ from danqing import models
 from danqing.errors import CheckpointError, UnknownModelError
 from danqing.weights.kinds import FOREIGN, KINDS, kind_of_classes, recognise
 from tests import layouts
-from tests.conftest import run_danqing
+from tests.conftest import call_danqing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,6 +161,6 @@ def test_two_models_side_by_side_must_be_named(
 
 def test_check_says_so(tmp_path: Path) -> None:
     file = layouts.save(tmp_path / "x.safetensors", state((*BFL, *LIKE_FLUX["FLUX.2"])))
-    done = run_danqing("check", file)
+    done = call_danqing("check", file)
     assert done.returncode == 3
     assert words("FLUX.2") in done.stderr

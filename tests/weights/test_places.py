@@ -11,7 +11,7 @@ import pytest
 from danqing import models
 from danqing.errors import CheckpointIncompleteError, CheckpointNotFoundError
 from tests import layouts
-from tests.conftest import run_danqing
+from tests.conftest import call_danqing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,11 +116,11 @@ def test_models_are_listed(schnell: Path, tmp_path: Path, monkeypatch: pytest.Mo
     shutil.rmtree(tmp_path / "mine" / "half" / "vae")
     (tmp_path / "mine" / "letters").mkdir()
     monkeypatch.setenv("DANQING_MODELS", str(tmp_path / "mine"))
-    rows = {row["name"]: row for row in json.loads(run_danqing("models", "--json").stdout)}
+    rows = {row["name"]: row for row in json.loads(call_danqing("models", "--json").stdout)}
     assert rows["pocket"]["complete"]
     assert rows[ID]["model"] == "flux1-schnell"
     assert (rows[ID]["complete"], rows[ID]["dtype"]) == (True, "float32")
     assert not rows[str(tmp_path / "mine" / "half")]["complete"]
-    shown = run_danqing("models").stdout
+    shown = call_danqing("models").stdout
     assert "the checkpoint has no vae" in shown
     assert "1 other places hold no model" in shown
