@@ -18,6 +18,7 @@ from danqing.cli.records import (
     read_recorded,
     require_names,
     restored,
+    shown,
     shown_options,
 )
 from danqing.cli.terminal import print_json
@@ -198,10 +199,11 @@ def _recorded_opening(job: Painting, recorded: Recorded, *, images: bool) -> Ope
         )
         files += shown_options(recorded)
         Printer(quiet=job.quiet, as_json=False).note(f"taken from the record: {', '.join(files)}")
-        options = restored(recorded).replace(**typed)
+        options = restored(recorded)
+        if "device" in typed:  # what it cannot do is refused as ever
+            options = options.replace(device=job.options.device)
+        options = _on_devices_here(options, notes).replace(**typed)
         options = options.replace(components={**recorded.components, **components})
-        if "device" not in typed:
-            options = options.replace(device=_device_or_auto(options.device, notes))
         place: str | None = recorded.place
     else:
         options = job.options
@@ -229,15 +231,26 @@ def _note_threads(made_with: int | None, notes: list[str]) -> None:
         )
 
 
-def _device_or_auto(name: str, notes: list[str]) -> str:
+def _on_devices_here(options: Options, notes: list[str]) -> Options:
+    """Return recorded options without the devices that are not here, and without their kernels."""
+    lost = sorted({one for one in (options.device, *options.place.values()) if not _is_here(one)})
+    if lost:
+        names = shown(", ".join(lost))
+        notes.append(f"the image was made on {names}, which is not here: the bits may differ")
+    place = {name: where for name, where in options.place.items() if where not in lost}
+    if options.device not in lost:
+        return options.replace(place=place)
+    return options.replace(place=place, device=None, attention=None, fused=None, compile=None)
+
+
+def _is_here(device: str) -> bool:
     from danqing import devices
 
     try:
-        devices.select(name)
+        devices.select(device)
     except DeviceError:
-        notes.append(f"the picture was made on {name}, which is not here: the bits may differ")
-        return "auto"
-    return name
+        return False
+    return True
 
 
 # --- checks and dry runs -------------------------------------------------------------------------

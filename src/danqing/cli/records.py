@@ -74,16 +74,16 @@ class Recorded:
         """
         files = []
         if model:
-            files.append(f"model {_shown(self.place)}")
+            files.append(f"model {shown(self.place)}")
             files += self.named_components(components or {})
         if images:
-            files += [f"image {_shown(path or '(from memory)')}" for path, _ in self.images]
+            files += [f"image {shown(path or '(from memory)')}" for path, _ in self.images]
         return files
 
     def named_components(self, components: Mapping[str, str]) -> list[str]:
         """Return the components that the record names, but those given here, as they are shown."""
         return [
-            f"component {_shown(f'{name}={place}')}"
+            f"component {shown(f'{name}={place}')}"
             for name, place in self.components.items()
             if name not in components
         ]
@@ -209,10 +209,11 @@ def _option(name: str, value: Any) -> str:
     if isinstance(value, dict):
         value = ",".join(f"{key}={one}" for key, one in value.items()) or "none"
     value = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
-    return _shown(f"{name}={value}")
+    return shown(f"{name}={value}")
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """Return a text of a record, cut to a length that can be printed."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
@@ -262,7 +263,7 @@ class _Reader:
         try:
             return Options(**self._older() if table is None else self._bounded(table))
         except RequestError as error:
-            raise self._damaged("options", _shown(f"{error.what}: {error.seen}")) from error
+            raise self._damaged("options", shown(f"{error.what}: {error.seen}")) from error
 
     def _bounded(self, table: Mapping[str, Any]) -> dict[str, Any]:
         """Return a table without the options that no record decides; texts are bounded."""
@@ -310,5 +311,5 @@ class _Reader:
 
     def _damaged(self, name: str, seen: str) -> OutputError:
         return OutputError(
-            "the picture's record is damaged", seen=f"{self._path}: {_shown(name)} is {seen}"
+            "the picture's record is damaged", seen=f"{self._path}: {shown(name)} is {seen}"
         )
