@@ -27,7 +27,7 @@ def unsaved_buffer(name: str, shape: torch.Size) -> torch.Tensor:
         RuntimeError: it is another buffer.
     """
     if name != "position_ids":
-        msg = f"no rule for the buffer {name}"
+        msg = f"no rule for the buffer {name}: compute it in make of the network's kind"
         raise RuntimeError(msg)
     return torch.arange(shape[-1]).expand(shape)
 
