@@ -144,8 +144,17 @@ class Match:
     @cached_property
     def _held(self) -> set[str]:
         """Names of the slots that have a component already."""
-        given = {self._names[name].name for name in self.given if name in self._names}
-        return {*self.contents.components, *self.contents.broken, *given}
+        given = {
+            self._names[name]: parts for name, parts in self.given.items() if name in self._names
+        }
+        kinds = {slot.name: slot.kind for slot in self._unique}
+        beside = {  # tokenizers in the folders of encoders that the user named
+            slot.tokenizer
+            for slot, parts in given.items()
+            if slot.tokenizer and any(kinds[slot.tokenizer] in part.kinds for part in parts)
+        }
+        own = {slot.name for slot in given}
+        return {*self.contents.components, *self.contents.broken, *own, *beside}
 
     @cached_property
     def _filled(self) -> set[str]:

@@ -121,8 +121,7 @@ def read_folder(path: Path) -> list[Component]:
     expected = kind_of_config(config.get("model_type"))
     if expected is None and not has_weights:
         return parts
-    name = path.name if expected is None else expected.shown
-    network = read_network(name, "transformers", path, optional=not has_config)
+    network = read_network(path.name, "transformers", path, optional=not has_config)
     row = recognise(network.entries)
     if row is not None and (has_config or row[1].config == "optional"):
         kind, naming = row
