@@ -38,9 +38,8 @@ def look(folder: Path) -> str:
             if error is not None:
                 raise error
         model = models.open_model(checkpoint, models.identify(checkpoint))
-        for component in ("text_encoder", "text_encoder_2", "vlm"):
-            if component in checkpoint.components:
-                model.prepare(component)  # type: ignore[attr-defined]
+        for encoder in (slot.name for slot in model.slots if slot.tokenizer):
+            model.tokenizer(encoder)
         model.assumptions()
     except DanqingError as error:
         return type(error).__name__
