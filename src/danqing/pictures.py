@@ -156,14 +156,14 @@ def read_record(path: str | Path) -> dict[str, Any]:
     No decoder sees the file: only its chunks are walked, so its pixels cannot do anything.
 
     Raises:
-        OutputError: there is no such image, it is damaged, or it has no record.
+        OutputError: the image is not found, is damaged, or it has no record.
     """
     path = expand(path)
     try:
         with open_regular(path) as file:
             text = _record_text(file)
     except FileNotFoundError as error:
-        raise OutputError("there is no such picture", seen=path) from error
+        raise OutputError("image not found", seen=path) from error
     except OSError as error:
         raise OutputError(
             "the image cannot be read", seen=f"{path}: {error.strerror or error}"

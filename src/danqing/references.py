@@ -156,7 +156,7 @@ def _from_file(path: Path) -> Reference:
         with open_regular(path) as file:
             return _from_stream(file, path)
     except FileNotFoundError as error:
-        raise RequestError("there is no such reference image", seen=path) from error
+        raise RequestError("reference image not found", seen=path) from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = getattr(error, "strerror", None) or str(error)
         raise RequestError(

@@ -387,9 +387,9 @@ REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "no tokens": (["x", "--max-sequence-length", "0"], REQUEST, "max_sequence_length"),
     "513 tokens": (["x", "--max-sequence-length", "513"], REQUEST, "1 to 512"),
     "unknown option": (["x", "--sharpness", "3"], REQUEST, "--sharpness"),
-    "unknown dtype": (["x", "--dtype", "int3"], DEVICE, "no such dtype"),
-    "unknown device": (["x", "--device", "tpu"], DEVICE, "no such device"),
-    "odd device": (["x", "--device", "cuda:one"], DEVICE, "no such device"),
+    "unknown dtype": (["x", "--dtype", "int3"], DEVICE, "unknown dtype"),
+    "unknown device": (["x", "--device", "tpu"], DEVICE, "unknown device"),
+    "odd device": (["x", "--device", "cuda:one"], DEVICE, "unknown device"),
     "second processor": (["x", "--device", "cpu:1"], DEVICE, "no cpu device with this number"),
     "NPU without torch_npu": (["x", "--device", "npu"], DEVICE, "torch_npu is not installed"),
     "CUDA that is not there": (["x", "--device", "cuda:999"], DEVICE, NO_CARD),
@@ -402,7 +402,7 @@ REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "unknown field": (["x", "-o", "{prompt}.png"], REQUEST, "{seed} {index} {model}"),
     "unbalanced brace": (["x", "-o", "{seed.png"], REQUEST, "brace"),
     "--from with a prompt": (["x", "--from", "a.png"], REQUEST, "takes its prompt from"),
-    "--from nothing": (["--from", "nowhere.png"], OUTPUT, "no such picture"),
+    "--from nothing": (["--from", "nowhere.png"], OUTPUT, "image not found"),
 }  # fmt: skip
 
 

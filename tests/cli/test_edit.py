@@ -268,7 +268,7 @@ def floating(path: Path) -> None:
 
 
 PICTURES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nothing there": (lambda p: p.unlink(), "no such reference image"),
+    "nothing there": (lambda p: p.unlink(), "reference image not found"),
     "a text": (lambda p: p.write_text("hello"), "no format that can be read"),
     "empty": (lambda p: p.write_bytes(b""), "no format that can be read"),
     "cut short": (cut, "cannot be read"),

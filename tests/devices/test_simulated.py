@@ -243,8 +243,8 @@ def test_a_picture_is_rehearsed(tmp_path: Path) -> None:
 def test_what_cannot_be_rehearsed(tmp_path: Path) -> None:
     for words, wanted in (
         (("rehearse",), "nothing to rehearse"),
-        (("rehearse", "--chip", "911X", "--", "doctor"), "no such chip"),
-        (("rehearse", "--", "python", tmp_path / "none.py"), "no such script"),
+        (("rehearse", "--chip", "911X", "--", "doctor"), "unknown chip"),
+        (("rehearse", "--", "python", tmp_path / "none.py"), "script not found"),
     ):
         done = run_danqing(*words)
         assert done.returncode == 2
@@ -319,7 +319,7 @@ print(json.dumps(found))
 def test_what_cannot_be_placed() -> None:
     for words, wanted, code in (
         (("--place", "vlm"), "NAME=DEVICE", 2),
-        (("--place", "brain=cpu"), "no such component to place", 2),
+        (("--place", "brain=cpu"), "unknown component in --place", 2),
         (("--place", "vae=npu:7"), "npu is not available", 4),
     ):
         done = call_danqing("generate", "a boat", "--dry-run", *words)

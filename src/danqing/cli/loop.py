@@ -99,7 +99,7 @@ class _Talk:
             self._set({name: None if value == "-" else self._read(name, value)})
         else:
             raise RequestError(
-                "there is no such command",
+                "unknown command",
                 seen=f"/{word}",
                 allowed=", ".join(f"/{name}" for name in [*self._names, "size", "output", "show"]),
                 hint="/help; a prompt that begins with / is typed with another letter before it",

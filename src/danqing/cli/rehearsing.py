@@ -50,10 +50,10 @@ def run(job: Rehearsal) -> int:
             hint="options of the program follow its name: danqing rehearse -- generate ...",
         )
     if words[0] in {"python", "python3"} and (len(words) == 1 or not Path(words[1]).is_file()):
-        raise RequestError("there is no such script", seen=" ".join(words))
+        raise RequestError("script not found", seen=" ".join(words))
     if chip_named(chip) is None:
         known = ", ".join(one.name for one in CHIPS)
-        raise RequestError("there is no such chip", seen=chip, allowed=known)
+        raise RequestError("unknown chip", seen=chip, allowed=known)
     with scratch_folder() as folder:
         place = folder / "findings.json"
         options = ["--chip", chip, "--devices", str(job.cards), "--findings", str(place)]

@@ -368,7 +368,7 @@ def check_rung(require: str, rungs: Sequence[str] = ("identical",)) -> None:
     """Refuse a requirement that is none."""
     if require not in (*rungs, ANY):
         allowed = ", ".join([*rungs, ANY])
-        raise RequestError("there is no such requirement", seen=require, allowed=allowed)
+        raise RequestError("unknown requirement", seen=require, allowed=allowed)
 
 
 def _opened(job: Probing, *, quiet: bool) -> Engine:

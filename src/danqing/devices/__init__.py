@@ -116,7 +116,7 @@ def select(name: str) -> Selection:
     match = _NAME.fullmatch(name)
     if match is None or match["family"] not in FAMILIES:
         raise UnknownDeviceError(
-            "there is no such device",
+            "unknown device",
             seen=name,
             allowed="auto, cpu, "
             + ", ".join(f"{family}[:i]" for family in FAMILIES if family != "cpu"),

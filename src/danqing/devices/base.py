@@ -191,7 +191,7 @@ class Device(ABC):
         if name == "inductor" and name in self.compilers:
             return name
         raise KernelError(
-            f"{self.name} has no such compiler", seen=name, allowed=", ".join(self.compilers)
+            f"unknown compiler on {self.name}", seen=name, allowed=", ".join(self.compilers)
         )
 
     @property

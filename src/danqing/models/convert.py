@@ -54,7 +54,7 @@ def convert(
         CheckpointError: the checkpoint is not sound.
     """
     if dtype not in CHOICES:
-        raise RequestError("there is no such dtype", seen=dtype, allowed=", ".join(CHOICES))
+        raise RequestError("unknown dtype", seen=dtype, allowed=", ".join(CHOICES))
     sweep(target.parent)  # a run that was killed when it was done may have left its temporary
     if target.exists():
         raise OutputError("the target exists already", seen=target, allowed="a new folder")

@@ -55,7 +55,7 @@ def make_plan(
     Raises:
         RequestError: unknown attention, invalid tile or batch size.
         DtypeError: the device does not compute in this dtype.
-        KernelError: the device has no such attention, compiler or fused kernel.
+        KernelError: the device lacks this attention, compiler or fused kernel.
         DoesNotFitError: it does not fit, not even streamed.
     """
     check_batch(images)
@@ -138,7 +138,7 @@ def _fused(asked: str, device: Device) -> tuple[str, ...]:
     names = there if asked == "all" else tuple(name.strip() for name in asked.split(","))
     if not names or not set(names) <= set(there):
         raise KernelError(
-            f"{device.name} has no such fused kernel",
+            f"unknown fused kernel on {device.name}",
             seen=asked,
             allowed=", ".join(["auto", "off", *(["all", *there] if there else [])]),
         )
@@ -150,10 +150,10 @@ def _attention(asked: str, device: Device, dtype: str) -> str:
     from danqing.networks.kernels import has_attention
 
     if asked not in ATTENTION:
-        raise RequestError("there is no such attention", seen=asked, allowed=", ".join(ATTENTION))
+        raise RequestError("unknown attention kernel", seen=asked, allowed=", ".join(ATTENTION))
     if not has_attention(asked, device, dtype):
         raise KernelError(
-            f"{device.name} has no such attention in {dtype}",
+            f"{device.name} has no {asked} attention in {dtype}",
             seen=asked,
             allowed=", ".join(name for name in ATTENTION if has_attention(name, device, dtype)),
         )
@@ -163,9 +163,7 @@ def _attention(asked: str, device: Device, dtype: str) -> str:
 def _choose_dtype(model: Model, device: Device, dtype: str) -> tuple[str, str]:
     if dtype != "auto":
         if dtype not in DTYPES:
-            raise DtypeError(
-                "there is no such dtype", seen=dtype, allowed=f"auto, {', '.join(DTYPES)}"
-            )
+            raise DtypeError("unknown dtype", seen=dtype, allowed=f"auto, {', '.join(DTYPES)}")
         how = device.computes(dtype)
         if how == "no":
             able = [name for name in DTYPES if device.computes(name) != "no"]
@@ -206,9 +204,7 @@ def _components(
     dtypes = model.dtypes(dtype)
     for name in places:
         if name not in dtypes:
-            raise RequestError(
-                "there is no such component to place", seen=name, allowed=", ".join(dtypes)
-            )
+            raise RequestError("unknown component in --place", seen=name, allowed=", ".join(dtypes))
     for name, (wanted, reason) in dtypes.items():
         place = places.get(name, device)
         if place.computes(wanted) == "no":

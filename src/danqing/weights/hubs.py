@@ -202,12 +202,10 @@ class HuggingFace(Hub):
                 "(or run hf auth login)",
             ) from error
         except errors.RevisionNotFoundError as error:
-            raise DownloadError(
-                "there is no such revision", seen=f"{name}: {self._revision}"
-            ) from error
+            raise DownloadError("revision not found", seen=f"{name}: {self._revision}") from error
         except errors.RepositoryNotFoundError as error:
             raise DownloadError(
-                "there is no such repository, or it is private and the token is missing or wrong",
+                "repository not found, or it is private and the token is missing or wrong",
                 seen=name,
                 hint="HF_TOKEN holds the token",
             ) from error

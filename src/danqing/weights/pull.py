@@ -62,7 +62,7 @@ def pull(
         DownloadError: anything that goes wrong with the hub or the network.
     """
     if layout not in LAYOUTS:
-        raise RequestError("there is no such layout", seen=layout, allowed=", ".join(LAYOUTS))
+        raise RequestError("unknown layout", seen=layout, allowed=", ".join(LAYOUTS))
     hub = _hub(source, name, revision)
     files = choose(hub.files(), name=name, layout=layout, include=include)
     absent = [file for file in files if not hub.held(file)]
@@ -82,7 +82,7 @@ def _hub(source: str, name: str, revision: str | None) -> Hub:
         return HuggingFace(name, revision or "main")
     if source == "modelscope":
         return ModelScope(name, revision or "master")
-    raise RequestError("there is no such hub", seen=source, allowed=", ".join(HUBS))
+    raise RequestError("unknown hub", seen=source, allowed=", ".join(HUBS))
 
 
 def _check_space(cache: Path, needed: int) -> None:

@@ -122,7 +122,7 @@ class TensorFile(ABC):
                 identity = Identity.of(os.fstat(file.fileno()))
                 return (*self._parse(file), identity)
         except FileNotFoundError as error:
-            raise CheckpointNotFoundError("there is no such file", seen=self.path) from error
+            raise CheckpointNotFoundError("file not found", seen=self.path) from error
         except OSError as error:
             raise CheckpointDamagedError(
                 "the file cannot be read", seen=f"{self.path} ({error.strerror or error})"

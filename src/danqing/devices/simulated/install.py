@@ -50,13 +50,13 @@ def install(
         memory_gib: what each can allocate; the chip's memory less what an idle card has taken.
 
     Raises:
-        RequestError: there is no such chip, or the real torch_npu is loaded.
+        RequestError: the chip is unknown, or the real torch_npu is loaded.
         InstallationError: the device cannot be compiled.
     """
     found = chip_named(chip)
     if found is None:
         known = ", ".join(one.name for one in CHIPS)
-        raise RequestError("there is no such chip", seen=chip, allowed=known)
+        raise RequestError("unknown chip", seen=chip, allowed=known)
     room = memory_gib if memory_gib is not None else found.memory_gib - RESERVED_GIB
     native = _INSTALLED[0].native if _INSTALLED else _put_in()
     native.set_devices(devices, int(room * 2**30))
