@@ -128,7 +128,7 @@ def test_a_full_disk(schnell: Path, small_disk: Path) -> None:
         child = start("generate", "a cat", *settings, *arguments, cwd=small_disk)
         wait_for(child, "denoise picture 0")
         (small_disk / "ballast").write_bytes(b"x" * 50_000)  # now somebody else fills the disk
-        _, late = child.communicate(timeout=60)
+        _, late = child.communicate(timeout=150)
         names = [path.name for path in small_disk.iterdir()]
     finally:
         subprocess.run(["umount", str(small_disk)], check=True)
