@@ -331,7 +331,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "a prompt of no text": ("geneval", '{"prompt": 3}', "row 0 has no prompt"),
     "no picture": ("rise", '{"instruction": "x", "category": "c"}', "names no picture"),
     "a picture that is not there": (
-        "rise", '{"instruction": "x", "category": "c", "image": "a.png"}', "no such reference image",
+        "rise", '{"instruction": "x", "category": "c", "image": "a.png"}', "reference image not found",
     ),
     "no category": ("rise", '{"instruction": "x", "image": "a.png"}', "cannot be given a file name"),
     "out of the folder": ("wise", '{"Prompt": "x", "prompt_id": "../../x"}', "outside the folder"),
