@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from danqing.request import Request, Resolved
 
 Listener: TypeAlias = "Callable[[Progress], None]"
-"""Is told of progress; an exception it raises ends the work."""
+"""Called with progress; an exception it raises ends the work."""
 
 
 Probe: TypeAlias = "Callable[[str, Array], Array | None]"
@@ -134,7 +134,7 @@ class Runner(Protocol):
         Args:
             request: resolved, or resolved by `spec` first.
             batch: images computed together.
-            listen: told of progress; an exception it raises cancels the rest.
+            listen: called with progress; an exception it raises cancels the rest.
             previews: steps of each image that the listener is shown a preview of, at most.
         """
         ...

@@ -62,7 +62,7 @@ class Conditions:
             on_disk.keep(*encoded, self._settings(request))
 
     def clear(self) -> None:
-        """Forget what is kept in memory."""
+        """Drop the conditioning in memory."""
         self._in_memory.clear()
 
     @contextlib.contextmanager

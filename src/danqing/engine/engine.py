@@ -230,7 +230,7 @@ class Engine:
         Args:
             request: as in `generate`, like `batch` and `listen`.
             batch: pictures computed together.
-            listen: told of progress.
+            listen: called with progress.
             probe: as in `probe`.
             previews: how many steps of each picture the listener is shown a preview of; no more
                 than there are steps between the first and the last, and none where the decoder is

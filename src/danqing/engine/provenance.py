@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from danqing.plan import Plan
 
 _LIBRARIES = (
-    "torch", "torch_npu", "diffusers", "transformers", "accelerate", "einops", "safetensors",
-    "tokenizers", "numpy", "pillow",
+    "torch", *devices.BACKENDS.values(), "diffusers", "transformers", "accelerate", "einops",
+    "safetensors", "tokenizers", "numpy", "pillow",
 )  # fmt: skip
-"""Those that are installed are named in every picture."""
+"""Recorded in every image with their versions, where installed."""
 
 
 def origin_of(

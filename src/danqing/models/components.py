@@ -280,12 +280,12 @@ class Components(ABC):
             component: one of those named in `stages`.
             dtype: what it computes in.
             device: where it is put.
-            on_bytes: told the bytes read so far.
+            on_bytes: called with the number of bytes read so far.
             streaming: if given, its blocks are read when they are needed, but for those that stay.
         """
         if self._slot[component].tokenizer:
             with LAZY_IMPORTS:
-                self.tokenizer(component)  # what is wrong there is told before
+                self.tokenizer(component)  # its faults are reported before weights are read
         return self.outline(component).build(getattr(torch, dtype), device, on_bytes, streaming)
 
     # --- schedule and text -----------------------------------------------------------------------

@@ -134,7 +134,7 @@ class Model(Components):
         return latents
 
     def forget(self) -> None:
-        """Let go of what the modulating layers gave."""
+        """Drop the kept outputs of the modulating layers."""
         self._hoisted = Hoisted()
 
     # --- sizes -----------------------------------------------------------------------------------
@@ -246,13 +246,13 @@ class Model(Components):
             Latents, (images, channels, rows, columns).
         """
         denoiser, kind = modules[self._denoiser], self._transformer
-        told = _moved(conditioning, denoiser.device)
-        context = next(iter(vars(told).values()))
+        moved = _moved(conditioning, denoiser.device)
+        context = next(iter(vars(moved).values()))
         noise = torch.cat([first for first, *_ in drawn]).to(context.dtype)
         latents = self.pack(noise).to(denoiser.device)
         scheduler = self._schedule_of(request, denoiser.device)
         batch = Batch(request=request, drawn=drawn, timesteps=scheduler.timesteps)
-        predictor = self.predictor(modules, told, batch)
+        predictor = self.predictor(modules, moved, batch)
         velocity = predictor.velocity
         if len(context) > 1:
             velocity = flow.guided(velocity, request.guidance_scale)

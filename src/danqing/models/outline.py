@@ -80,7 +80,7 @@ class Outline:
         Args:
             dtype: what it computes in.
             device: where it is put.
-            on_bytes: told the bytes read so far.
+            on_bytes: called with the number of bytes read so far.
             streaming: if given, its blocks are read when they are needed, but for those that stay.
         """
         staying = streaming.staying.get(self.part.name) if streaming else None

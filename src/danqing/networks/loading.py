@@ -163,7 +163,7 @@ def fill(
         pieces: from `match`.
         dtype_of: the dtype wanted for each of the module's tensors.
         device: where they go.
-        on_bytes: told the bytes of the file done so far.
+        on_bytes: called with the number of bytes read so far.
         streamed: the module's tensors that are read when they are needed; they are empty here.
         read: reads a tensor instead of mapping it, or says None; without it all are mapped.
         looked_up: tables of which few rows are used: these are mapped all the same, if they are

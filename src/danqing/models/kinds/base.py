@@ -173,7 +173,7 @@ class Transformer(NetworkKind):
         return int(config.patch_size)
 
     def conditioning_size(self, config: Any, tokens: int) -> int:
-        """Return how many numbers it is told: a context of so many tokens, and a pooled vector."""
+        """Return the size of its conditioning: a context of so many tokens, and a pooled vector."""
         return tokens * int(config.joint_attention_dim) + int(config.pooled_projection_dim)
 
 

@@ -24,7 +24,7 @@ _PROJECTION = "text_projection.weight"
 
 
 class Clip(NetworkKind):
-    """The encoder alone; its pooled state is what FLUX.1 is told."""
+    """The encoder alone; FLUX.1 takes its pooled state."""
 
     table: ClassVar[config_tables.Kind] = config_tables.CLIP_TEXT
     library: ClassVar[str] = "transformers"
