@@ -140,7 +140,7 @@ class Outline:
         """Number of parameters in the blocks that every step computes."""
         return sum(unit.elements for unit, _ in self.units if not unit.once)
 
-    @property
+    @cached_property
     def units(self) -> list[tuple[Unit, int]]:
         """What can be streamed, and the bytes of each on disk."""
         found = []
